@@ -1,0 +1,74 @@
+# Sampan: `make` explains each target.
+.DEFAULT_GOAL := help
+.PHONY: help deps build guest demo test lint proto bench install clean
+
+ARCH    ?= amd64
+PREFIX  ?= $(or $(if $(filter 0,$(shell id -u)),/usr/local),$(HOME)/.local)
+BUILD   := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.build=$(BUILD)
+
+# Debian packages that building and testing need. qemu-system-x86 is all that
+# running needs.
+RUN_DEPS   := qemu-system-x86 busybox-static
+BUILD_DEPS := xz-utils debian-archive-keyring ca-certificates
+TEST_DEPS  := docker-registry erofs-utils e2fsprogs strace tmux attr
+DEPS       ?= $(RUN_DEPS) $(BUILD_DEPS) $(TEST_DEPS)
+
+help: ## Explain the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+
+deps: ## Install the prerequisites through apt; nothing when they are there
+	@missing=; for p in $(DEPS); do \
+	  dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi; \
+	  if [ -n "$$sudo" ] && ! command -v sudo >/dev/null; then \
+	    echo "These packages are missing, and there is no sudo. As root: apt-get install$$missing" >&2; exit 1; fi; \
+	  echo "Installing$$missing: the virtual machine's hypervisor, and what building and the tests use."; \
+	  if [ -n "$$sudo" ]; then echo "Only this step needs root; sudo may ask for your password."; fi; \
+	  $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy -o DPkg::Lock::Timeout=120 --no-install-recommends $$missing; \
+	fi
+
+build: ## Build sampan and sampand into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o bin/ ./cmd/sampan ./cmd/sampand
+
+guest: ## Make the guest bundle: dist/guest-$(ARCH)
+	go run ./kernel/mkguest -arch $(ARCH) -build "$(BUILD)"
+
+demo: ## A tour of Sampan: boot, run, publish, share, clean up
+	@$(MAKE) --no-print-directory deps DEPS="$(RUN_DEPS) $(BUILD_DEPS)"
+	@$(MAKE) --no-print-directory build guest
+	go run ./cmd/sampan-demo -bin bin
+
+# A Debian root for the tests' nginx image; the list of packages is its name.
+dist/root-nginx:
+	go run ./kernel/mkroot -out $@ base-files base-passwd coreutils dash nginx-light
+
+# The real docker client, where the machine has none. Debian 12 has no package
+# of the client alone.
+dist/root-docker:
+	go run ./kernel/mkroot -out $@ docker-cli base-files
+
+test: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
+	go vet ./...
+	go test -count=1 -timeout 20m ./...
+
+lint: ## gofmt, vet, import rules, and the macOS code type-checked
+	@test -z "$$(gofmt -l . | tee /dev/stderr)"
+	go vet ./...
+	go test -count=1 -run 'TestImports|TestTypeCheck' ./proto ./vm/vz/...
+	CGO_ENABLED=0 GOOS=darwin go build -o /dev/null ./cmd/sampan
+
+proto: ## Generate proto/*.pb.go (needs protobuf-compiler)
+	cd proto && PATH="$$(go env GOPATH)/bin:$$PATH" go generate
+
+bench: build guest ## Measure, and write docs/benchmarks.md
+	go run ./cmd/sampan-bench -bin bin -out docs/benchmarks.md
+
+install: build guest ## Install below PREFIX (default: /usr/local, or ~/.local when not root)
+	install -d $(PREFIX)/bin $(PREFIX)/share/sampan/guest-$(ARCH)
+	install bin/sampan bin/sampand $(PREFIX)/bin
+	install -m 644 dist/guest-$(ARCH)/* $(PREFIX)/share/sampan/guest-$(ARCH)
+
+clean: ## Remove what was built
+	rm -rf bin dist

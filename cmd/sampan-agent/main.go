@@ -1,0 +1,117 @@
+// Command sampan-agent is PID 1 of Sampan's guest: it boots the guest, dials
+// the host, and does what the host asks for until the machine is turned off.
+// The machine's life is tied to the connection: without a host there is
+// nobody to work for.
+//
+// The container runtime's stage 2 (sampan/guest/runtime) is a program of its
+// own, beside it in the guest.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	goruntime "runtime"
+	"runtime/debug"
+
+	"github.com/containerd/ttrpc"
+	"github.com/mdlayher/vsock"
+
+	"sampan/guest/agent"
+	"sampan/guest/boot"
+	"sampan/guest/runtime"
+	"sampan/proto"
+)
+
+// build is the agent's version, set by the linker.
+var build = "unknown"
+
+// stage2 is where the guest bundle puts sampan-stage2.
+const stage2 = "/sbin/sampan-stage2"
+
+// The main goroutine keeps the process's first thread, which the kernel treats
+// as the process itself: it is the parent of orphans, and must never end.
+func init() { goruntime.LockOSThread() }
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "sampan-agent: runs as PID 1 of a Sampan guest, nowhere else")
+		os.Exit(2)
+	}
+	log := boot.NewLog()
+	done := make(chan error, 1)
+	go func() { done <- run(log) }()
+	if err := <-done; err != nil {
+		log.Error(err.Error())
+	}
+	log.Error("power off: " + fmt.Sprint(boot.PowerOff(log)))
+	select {} // the kernel refused; if PID 1 ended, it would panic
+}
+
+// run boots and serves the host until it wants the machine turned off (nil),
+// or is gone.
+func run(log *slog.Logger) error {
+	debug.SetGCPercent(50) // memory is dearer than time here
+	guest, err := boot.Run(log)
+	if err != nil {
+		return err
+	}
+	kids := new(runtime.Children)
+	go func() {
+		if err := kids.Run(context.Background()); err != nil {
+			log.Error(err.Error())
+		}
+	}()
+	rt, err := runtime.New(runtime.Options{Children: kids, Stage2: stage2})
+	if err != nil {
+		return err
+	}
+	streams := agent.NewStreams(log)
+	svc := agent.New(agent.Config{
+		Runtime: rt, Children: kids, Streams: streams,
+		Stages: guest.Stages, DataDisk: guest.DataDisk, Later: guest.Later, Build: build, Log: log,
+	})
+	// The host may open streams as soon as it has the control connection.
+	ln, err := listenStreams(proto.PortStream)
+	if err != nil {
+		return fmt.Errorf("listen for streams: %w", err)
+	}
+	go func() {
+		if err := streams.Serve(ln); err != nil {
+			log.Error(err.Error())
+		}
+	}()
+	go func() {
+		if err := agent.EmptyTrash(); err != nil {
+			log.Warn(err.Error())
+		}
+	}()
+	conn, err := vsock.Dial(vsock.Host, proto.PortControl, nil)
+	if err != nil {
+		return fmt.Errorf("connect to the host: %w", err)
+	}
+	guest.Reached("connected")
+	log.Info("ready", "uptime", boot.Uptime(), "data", guest.DataDisk)
+	return serve(svc, conn)
+}
+
+// serve answers the host's calls on conn until it asks for the power-off, or
+// the connection ends.
+func serve(svc *agent.Service, conn *vsock.Conn) error {
+	srv, err := ttrpc.NewServer()
+	if err != nil {
+		return err
+	}
+	proto.RegisterAgentService(srv, svc)
+	ln := newListener(conn)
+	go srv.Serve(context.Background(), ln) // ends with the machine
+	select {
+	case <-svc.Off():
+		return nil
+	case <-ln.lost:
+		svc.End(0)
+		return errors.New("the connection to the host is lost")
+	}
+}

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"sampan/host/imagetest"
+	"sampan/kernel"
+	"sampan/vm"
+	"sampan/vm/qemu"
+)
+
+// bench is a home with an image, and a folder on the host.
+type bench struct {
+	dir, home, sampan string
+	share             string // on the host
+	bundle            *kernel.Bundle
+	how               string // the machine, in its own words
+	port              int    // of the server container
+}
+
+const (
+	bigSize    = 128 << 20 // bytes of the shared file, and of a stream
+	smallFiles = 1000
+	requests   = 50
+)
+
+func newBench(ctx context.Context, bin string) (_ *bench, err error) {
+	dir, err := os.MkdirTemp("", "sampan-bench-")
+	if err != nil {
+		return nil, err
+	}
+	b := &bench{dir: dir, home: filepath.Join(dir, "home"), sampan: filepath.Join(bin, "sampan"), share: filepath.Join(dir, "share")}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.close())
+		}
+	}()
+	os.Setenv("SAMPAN_HOME", b.home)
+	guest := os.Getenv("SAMPAN_GUEST")
+	if guest == "" {
+		guest = filepath.Join(filepath.Dir(bin), "dist", "guest-amd64")
+	}
+	if b.bundle, err = kernel.Open(guest); err != nil {
+		return nil, err
+	}
+	img, err := imagetest.Busybox()
+	if err != nil {
+		return nil, err
+	}
+	archive := filepath.Join(dir, "busybox.tar")
+	if err := imagetest.Archive(archive, "busybox:latest", img); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(b.share, 0o755); err != nil {
+		return nil, err
+	}
+	for name, size := range map[string]int{"big": bigSize, "page": 1000} {
+		if err := os.WriteFile(filepath.Join(b.share, name), make([]byte, size), 0o644); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.do(ctx, "load", "-q", "-i", archive); err != nil {
+		return nil, err
+	}
+	if b.port, err = freePort(); err != nil {
+		return nil, err
+	}
+	return b, b.serve(ctx)
+}
+
+// serve starts the container that the warm rows use.
+func (b *bench) serve(ctx context.Context) error {
+	err := b.do(ctx, "run", "-d", "--name", "server", "-v", b.share+":/share", "-p", fmt.Sprintf("127.0.0.1:%d:80", b.port), "busybox", "httpd", "-f", "-p", "80", "-h", "/share")
+	if err != nil {
+		return err
+	}
+	out, err := b.output(ctx, "machine", "status", "--json")
+	if err != nil {
+		return err
+	}
+	var status struct{ Driver, Kernel string }
+	if err := json.Unmarshal(out, &status); err != nil {
+		return err
+	}
+	b.how = status.Driver + ", Linux " + status.Kernel
+	return nil
+}
+
+func (b *bench) describe() string { return b.how }
+
+func (b *bench) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, b.sampan, args...)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+func (b *bench) do(ctx context.Context, args ...string) error {
+	_, err := b.output(ctx, args...)
+	return err
+}
+
+func (b *bench) output(ctx context.Context, args ...string) ([]byte, error) {
+	out, err := b.command(ctx, args...).Output()
+	if err != nil {
+		err = fmt.Errorf("sampan %s: %w", strings.Join(args, " "), err)
+	}
+	return out, err
+}
+
+// stopDaemon ends the daemon and its machine.
+func (b *bench) stopDaemon() error {
+	text, err := os.ReadFile(filepath.Join(b.home, "sampand.pid"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		return err
+	}
+	for end := time.Now().Add(time.Minute); syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("the daemon (pid %d) did not end in a minute", pid)
+		}
+	}
+	return nil
+}
+
+func (b *bench) close() error { return errors.Join(b.stopDaemon(), os.RemoveAll(b.dir)) }
+
+// bareBoot boots the same kernel with an init that turns the machine off.
+func (b *bench) bareBoot(ctx context.Context) (float64, error) {
+	return millis(func() error {
+		driver := &qemu.Driver{}
+		m, err := driver.Boot(ctx, vm.Config{
+			Kernel: b.bundle.Kernel, Initrd: b.bundle.Initrd, CPUs: 2, Memory: 2 << 30,
+			Cmdline: "rdinit=/bin/busybox -- poweroff -f",
+		})
+		if err != nil {
+			return err
+		}
+		return errors.Join(m.Wait(), m.Stop(ctx))
+	})
+}
+
+func freePort() (int, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer ln.Close()
+	return ln.Addr().(*net.TCPAddr).Port, nil
+}

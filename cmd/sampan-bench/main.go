@@ -1,0 +1,143 @@
+// Command sampan-bench measures Sampan against the limits of the machine it
+// runs on, each pair in turn in one run, and writes the medians and their
+// ratios. Absolute figures change with the machine and its load; ratios say
+// more.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	bin := flag.String("bin", "bin", "folder with sampan and sampand")
+	out := flag.String("out", "", "file to write; default: standard output")
+	runs := flag.Int("n", 5, "runs of each measurement, after one that does not count")
+	only := flag.String("run", "", "measure only rows whose name contains this")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, *bin, *out, *runs, *only)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// row is one line of the table: ours against a limit.
+type row struct {
+	name  string
+	limit string // what it is compared with
+	bound string // what bounds it, and what would move it
+	// unit is "ms", or "MiB/s" for rates, where more is better.
+	unit         string
+	ours, theirs func(context.Context) (float64, error)
+}
+
+func run(ctx context.Context, bin, out string, runs int, only string) (err error) {
+	bin, err = filepath.Abs(bin)
+	if err != nil {
+		return err
+	}
+	b, err := newBench(ctx, bin)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	var table strings.Builder
+	for _, r := range b.rows() {
+		if !strings.Contains(r.name, only) {
+			continue
+		}
+		line, err := measure(ctx, r, runs)
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+		fmt.Fprintln(os.Stderr, line)
+		fmt.Fprintln(&table, line)
+	}
+	text := fmt.Sprintf(header, runs, runtime.NumCPU(), b.describe(), time.Now().UTC().Format("2006-01-02")) + table.String()
+	if out == "" {
+		_, err := fmt.Print(text)
+		return err
+	}
+	return os.WriteFile(out, []byte(text), 0o644)
+}
+
+const header = `# Benchmarks
+
+Written by ` + "`make bench`" + `: Sampan beside a limit that no container runtime on this
+machine can pass. The two take turns; each figure is the median of %d runs after
+one that does not count. %d processors; %s; %s.
+
+Under emulation (TCG) everything in the guest is 10 to 30 times slower than on
+hardware: read the ratios.
+
+| what | Sampan | limit | ratio | the limit is | bound, we think, by |
+|---|---:|---:|---:|---|---|
+`
+
+// measure runs both sides in turn and formats the line.
+func measure(ctx context.Context, r row, runs int) (string, error) {
+	var ours, theirs []float64
+	for i := range runs + 1 {
+		for _, side := range []struct {
+			f   func(context.Context) (float64, error)
+			all *[]float64
+		}{{r.ours, &ours}, {r.theirs, &theirs}} {
+			ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+			v, err := side.f(ctx)
+			cancel()
+			if err != nil {
+				return "", err
+			}
+			if i > 0 {
+				*side.all = append(*side.all, v)
+			}
+		}
+	}
+	a, b := median(ours), median(theirs)
+	return fmt.Sprintf("| %s | %s | %s | %.2f | %s | %s |", r.name, format(a, r.unit), format(b, r.unit), a/b, r.limit, r.bound), nil
+}
+
+func median(v []float64) float64 {
+	slices.Sort(v)
+	if n := len(v); n%2 == 0 {
+		return (v[n/2-1] + v[n/2]) / 2
+	}
+	return v[len(v)/2]
+}
+
+func format(v float64, unit string) string {
+	digits := 0
+	if v < 10 {
+		digits = 2
+	} else if v < 100 {
+		digits = 1
+	}
+	return fmt.Sprintf("%.*f %s", digits, v, unit)
+}
+
+// millis times f.
+func millis(f func() error) (float64, error) {
+	begin := time.Now()
+	err := f()
+	return float64(time.Since(begin)) / float64(time.Millisecond), err
+}
+
+// rate times f, which moves n bytes.
+func rate(n int64, f func() error) (float64, error) {
+	begin := time.Now()
+	err := f()
+	return float64(n) / (1 << 20) / time.Since(begin).Seconds(), err
+}

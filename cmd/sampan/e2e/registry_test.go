@@ -1,0 +1,259 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"sampan/host/imagetest"
+)
+
+// startRegistry runs Debian's docker-registry on loopback and returns its
+// address.
+func startRegistry(t *testing.T) string {
+	t.Helper()
+	addr := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "config.yml")
+	text := fmt.Sprintf("version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: %s\n", dir, addr)
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, "docker-registry", "serve", conf)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("docker-registry: %v: run `make deps`", err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		cmd.Wait()
+		if t.Failed() {
+			t.Logf("docker-registry: %s", out.Bytes())
+		}
+	})
+	eventually(t, 10*time.Second, "the registry listens", func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	return addr
+}
+
+func imageFromArchive(t *testing.T, name string) v1.Image {
+	t.Helper()
+	img, err := tarball.ImageFromPath(filepath.Join(files.dir, "images", name), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// A Debian root with nginx, in several layers, from a real registry: a page, a
+// large file and many requests at once through a published port.
+func TestNginxFromRegistry(t *testing.T) {
+	h := newHome(t)
+	ref := startRegistry(t) + "/debian/nginx:1"
+	if err := imagetest.Push(ref, imageFromArchive(t, "nginx.tar")); err != nil {
+		t.Fatal(err)
+	}
+	out := h.sampan(t, "pull", ref)
+	if !strings.Contains(out, "Digest: sha256:") || !strings.Contains(out, "Status: Downloaded newer image for "+ref) {
+		t.Errorf("pull printed %q", out)
+	}
+	if out := h.sampan(t, "pull", ref); !strings.Contains(out, "Status: Image is up to date for "+ref) {
+		t.Errorf("the second pull printed %q", out)
+	}
+
+	site := t.TempDir()
+	big := make([]byte, 100<<20)
+	rand.NewChaCha8([32]byte{2}).Read(big)
+	for name, data := range map[string][]byte{"index.html": []byte("from the host\n"), "big": big} {
+		if err := os.WriteFile(filepath.Join(site, name), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	port := freePort(t)
+	url := fmt.Sprintf("http://127.0.0.1:%d/", port)
+	h.sampan(t, "run", "-d", "--name", "web", "-p", fmt.Sprintf("127.0.0.1:%d:80", port), "-v", site+":/srv:ro", ref)
+	eventually(t, 20*time.Second, "nginx answers", func() bool {
+		body, err := get(url)
+		return err == nil && body == "from the host\n"
+	})
+
+	begin := time.Now()
+	resp, err := client().Get(url + "big")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	sum := sha256.New()
+	if n, err := io.Copy(sum, resp.Body); err != nil || n != int64(len(big)) {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+	if want := sha256.Sum256(big); !bytes.Equal(sum.Sum(nil), want[:]) {
+		t.Error("the large file came damaged")
+	}
+	t.Logf("100 MiB through share and port in %s", time.Since(begin).Round(time.Millisecond))
+
+	var wrong atomic.Int32
+	var wg sync.WaitGroup
+	for range 200 {
+		wg.Go(func() {
+			if body, err := get(url); err != nil || body != "from the host\n" {
+				wrong.Add(1)
+				t.Logf("got %q, %v", body, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := wrong.Load(); n > 0 {
+		t.Errorf("%d of 200 concurrent requests went wrong", n)
+	}
+	if logs := h.sampan(t, "logs", "web"); strings.Count(logs, "GET / ") < 200 {
+		t.Errorf("the log has %d requests, want 200 at least", strings.Count(logs, "GET / "))
+	}
+	h.sampan(t, "stop", "web")
+	if got := h.sampan(t, "inspect", "-f", "{{.State.ExitCode}}", "web"); got != "0\n" {
+		t.Errorf("nginx ended with %q after its stop signal", got)
+	}
+}
+
+// A registry that sends other bytes than the digest says is refused, and
+// nothing is stored.
+func TestWrongDigest(t *testing.T) {
+	h := newHome(t)
+	img := imageFromArchive(t, "busybox.tar")
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := layers[0].Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lie atomic.Bool
+	real := registry.New()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if lie.Load() && r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, digest.String()) {
+			rec := httptest.NewRecorder()
+			real.ServeHTTP(rec, r)
+			body := rec.Body.Bytes()
+			body[len(body)/2] ^= 1
+			w.Write(body)
+			return
+		}
+		real.ServeHTTP(w, r)
+	}))
+	defer srv.Close()
+	ref := strings.TrimPrefix(srv.URL, "http://") + "/busybox:latest"
+	if err := imagetest.Push(ref, img); err != nil {
+		t.Fatal(err)
+	}
+	h.sampan(t, "images")
+	before := tree(t, h.dir)
+	lie.Store(true)
+	if r := h.try(t, "", "sampan", "pull", ref); r.code != 1 || !strings.Contains(r.stderr, "digest") && !strings.Contains(r.stderr, "gzip") && !strings.Contains(r.stderr, "verif") {
+		t.Errorf("got %+v; want exit code 1 and the reason", r)
+	}
+	if out := h.sampan(t, "images", "-q"); out != "" {
+		t.Errorf("stored: %q", out)
+	}
+	if after := tree(t, h.dir); after != before {
+		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+	}
+	lie.Store(false)
+	h.sampan(t, "pull", ref)
+}
+
+// tree lists the files of a home that are not logs.
+func tree(t *testing.T, dir string) string {
+	t.Helper()
+	var out []string
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && !strings.HasSuffix(path, ".log") {
+			out = append(out, path)
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(out, "\n")
+}
+
+// A layer with everything a layer may hold looks in the container as GNU tar
+// and overlayfs show it, file by file.
+func TestOddLayers(t *testing.T) {
+	want, err := os.ReadFile(filepath.Join(files.dir, "images", "odd.want"))
+	if errors.Is(err, os.ErrNotExist) {
+		t.Skip("only root can unpack devices and mount overlayfs to compare with: run the tests as root")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	h := newHome(t)
+	h.sampan(t, "load", "-q", "-i", filepath.Join(files.dir, "images", "odd.tar"))
+	for _, dir := range []string{"odd", "many", "opaque", "hidden", "new"} {
+		got := strings.Split(h.sampan(t, "run", "--rm", "odd", "/"+dir), "\n")
+		var expect []string
+		for _, line := range strings.Split(string(want), "\n") {
+			if rest, ok := strings.CutPrefix(line, `"./`+dir); ok && (rest[0] == '"' || rest[0] == '/') {
+				expect = append(expect, `".`+strings.ReplaceAll(rest, `same as "./`+dir, `same as ".`))
+			}
+		}
+		compare(t, dir, got, append(expect, ""))
+	}
+	// What stands beside those folders.
+	all := h.sampan(t, "run", "--rm", "--entrypoint", "/lister", "odd", "/replaced") + h.sampan(t, "run", "--rm", "odd", "/twice")
+	for _, name := range []string{"replaced", "twice"} {
+		for _, line := range strings.Split(string(want), "\n") {
+			if rest, ok := strings.CutPrefix(line, `"./`+name+`"`); ok && !strings.Contains(all, `"."`+rest) {
+				t.Errorf("%s: want %s in\n%s", name, rest, all)
+			}
+		}
+	}
+}
+
+func compare(t *testing.T, what string, got, want []string) {
+	t.Helper()
+	for i := range max(len(got), len(want)) {
+		g, w := "(nothing)", "(nothing)"
+		if i < len(got) {
+			g = got[i]
+		}
+		if i < len(want) {
+			w = want[i]
+		}
+		if g != w {
+			t.Errorf("%s: line %d:\n got %s\nwant %s", what, i+1, g, w)
+			return
+		}
+	}
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/docker/go-units"
+	"github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+)
+
+func newInfoCommand(a *app) *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:   "info [OPTIONS]",
+		Short: "Display system-wide information",
+		Args:  argCount(0, 0),
+		RunE:  func(cmd *cobra.Command, _ []string) error { return a.info(cmd.Context(), format) },
+	}
+	cmd.Flags().StringVarP(&format, "format", "f", "", "Format output using a custom template: 'json', or a Go template")
+	return cmd
+}
+
+func (a *app) info(ctx context.Context, format string) error {
+	docker, err := a.docker(ctx)
+	if err != nil {
+		return err
+	}
+	res, err := docker.Info(ctx, client.InfoOptions{})
+	if err != nil {
+		return err
+	}
+	i := res.Info
+	if format != "" {
+		if format == "json" {
+			format = "{{json .}}"
+		}
+		t, err := newTemplate(format)
+		if err != nil {
+			return err
+		}
+		return execute(a.out, t, i)
+	}
+	a.fields("Client:", [][2]string{{"Version", a.build}})
+	fmt.Fprintln(a.out)
+	a.fields("Server:", [][2]string{
+		{"Containers", fmt.Sprint(i.Containers)},
+		{" Running", fmt.Sprint(i.ContainersRunning)},
+		{" Paused", fmt.Sprint(i.ContainersPaused)},
+		{" Stopped", fmt.Sprint(i.ContainersStopped)},
+		{"Images", fmt.Sprint(i.Images)},
+		{"Server Version", i.ServerVersion},
+		{"Storage Driver", i.Driver},
+		{"Logging Driver", i.LoggingDriver},
+		{"Cgroup Driver", i.CgroupDriver},
+		{"Cgroup Version", i.CgroupVersion},
+		{"Kernel Version", i.KernelVersion},
+		{"Operating System", i.OperatingSystem},
+		{"OSType", i.OSType},
+		{"Architecture", i.Architecture},
+		{"CPUs", fmt.Sprint(i.NCPU)},
+		{"Total Memory", units.BytesSize(float64(i.MemTotal))},
+		{"Name", i.Name},
+		{"ID", i.ID},
+		{"Root Dir", i.DockerRootDir},
+	})
+	for _, w := range i.Warnings {
+		fmt.Fprintln(a.err, w)
+	}
+	return nil
+}

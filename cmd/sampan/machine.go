@@ -1,0 +1,292 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+	"github.com/moby/term"
+	"github.com/spf13/cobra"
+)
+
+// The virtual machine has endpoints of its own beside the Docker Engine API:
+//
+//	GET  /sampan/machine          machineStatus
+//	POST /sampan/machine/start    boots it, if it does not run
+//	POST /sampan/machine/stop     turns it off in order
+//	GET  /sampan/machine/logs     what its console printed; ?follow=1 goes on
+//	POST /sampan/machine/exec     as /containers/ID/exec, for the guest itself
+func newMachineCommand(a *app) *cobra.Command {
+	return group("machine", "Manage the virtual machine",
+		newMachineLogsCommand(a), newMachineShellCommand(a), newMachineStartCommand(a),
+		newMachineStatusCommand(a), newMachineStopCommand(a))
+}
+
+// machineCall calls one of the machine's endpoints. The caller closes the body.
+func (a *app) machineCall(ctx context.Context, start bool, method, path string, body any) (*http.Response, error) {
+	c, err := a.connect(ctx, start)
+	if err != nil {
+		return nil, err
+	}
+	var in io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			return nil, err
+		}
+		in = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://sampan/sampan/machine"+path, in)
+	if err != nil {
+		return nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.plain.Do(req)
+	if err != nil {
+		return nil, &daemonError{"sampand does not answer: " + err.Error()}
+	}
+	if resp.StatusCode >= 400 {
+		defer resp.Body.Close()
+		return nil, responseError(resp)
+	}
+	return resp, nil
+}
+
+// machineDo is machineCall for calls without an answer.
+func (a *app) machineDo(ctx context.Context, start bool, method, path string) error {
+	resp, err := a.machineCall(ctx, start, method, path, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
+}
+
+func newMachineStartCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "start",
+		Short: "Start the virtual machine, if it does not run",
+		Args:  argCount(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.machineDo(cmd.Context(), true, http.MethodPost, "/start")
+		},
+	}
+}
+
+func newMachineStopCommand(a *app) *cobra.Command {
+	var daemon bool
+	cmd := &cobra.Command{
+		Use:   "stop [OPTIONS]",
+		Short: "Stop the virtual machine and the containers in it",
+		Args:  argCount(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			err := a.machineDo(cmd.Context(), false, http.MethodPost, "/stop")
+			if errors.Is(err, errNoDaemon) {
+				return nil // nor does the machine
+			}
+			if err != nil || !daemon {
+				return err
+			}
+			return a.endDaemon(cmd.Context())
+		},
+	}
+	cmd.Flags().BoolVar(&daemon, "daemon", false, "End sampand as well; the next command starts it again")
+	return cmd
+}
+
+func newMachineStatusCommand(a *app) *cobra.Command {
+	var raw bool
+	cmd := &cobra.Command{
+		Use:   "status [OPTIONS]",
+		Short: "Show the virtual machine's state",
+		Args:  argCount(0, 0),
+		RunE:  func(cmd *cobra.Command, _ []string) error { return a.machineStatus(cmd.Context(), raw) },
+	}
+	cmd.Flags().BoolVar(&raw, "json", false, "Print in JSON format")
+	return cmd
+}
+
+// machineStatus is the daemon's account of the machine.
+type machineStatus struct {
+	State    string    `json:"state"`
+	Since    time.Time `json:"since"`
+	Driver   string    `json:"driver"`
+	Pid      int       `json:"pid"`
+	Kernel   string    `json:"kernel"`
+	CPUs     int       `json:"cpus"`
+	Memory   int64     `json:"memory"` // bytes
+	DataDisk string    `json:"dataDisk"`
+	DiskSize int64     `json:"diskSize"` // bytes
+	DiskDone string    `json:"diskDone"`
+	Boot     []struct {
+		Name string        `json:"name"`
+		At   time.Duration `json:"at"`
+	} `json:"boot"`
+	LastError string `json:"lastError"`
+	Guest     *struct {
+		MemoryTotal     uint64 `json:"memory_total"`
+		MemoryAvailable uint64 `json:"memory_available"`
+		DiskTotal       uint64 `json:"disk_total"`
+		DiskFree        uint64 `json:"disk_free"`
+	} `json:"guest"`
+}
+
+func (a *app) machineStatus(ctx context.Context, raw bool) error {
+	text := []byte(`{"state":"stopped"}`)
+	resp, err := a.machineCall(ctx, false, http.MethodGet, "", nil)
+	switch {
+	case errors.Is(err, errNoDaemon):
+		// Without a daemon there is no machine, and nobody is started to say so.
+	case err != nil:
+		return err
+	default:
+		defer resp.Body.Close()
+		if text, err = io.ReadAll(resp.Body); err != nil {
+			return err
+		}
+	}
+	if raw {
+		var b bytes.Buffer
+		if err := json.Indent(&b, bytes.TrimSpace(text), "", "    "); err != nil {
+			return err
+		}
+		fmt.Fprintln(a.out, b.String())
+		return nil
+	}
+	var s machineStatus
+	if err := json.Unmarshal(text, &s); err != nil {
+		return fmt.Errorf("machine status: %w", err)
+	}
+	s.print(a.out)
+	return nil
+}
+
+func (s *machineStatus) print(w io.Writer) {
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(w, "%-12s%s\n", name+":", value)
+		}
+	}
+	state := s.State
+	if !s.Since.IsZero() {
+		state += " for " + strings.ToLower(units.HumanDuration(time.Since(s.Since)))
+	}
+	line("State", state)
+	line("Driver", s.Driver)
+	if s.Pid != 0 {
+		line("Process", fmt.Sprint(s.Pid))
+	}
+	line("Kernel", s.Kernel)
+	if s.CPUs > 0 {
+		line("CPUs", fmt.Sprint(s.CPUs))
+	}
+	if s.Memory > 0 {
+		memory := units.BytesSize(float64(s.Memory))
+		if g := s.Guest; g != nil && g.MemoryTotal > 0 {
+			memory += ", " + units.BytesSize(float64(g.MemoryTotal-min(g.MemoryAvailable, g.MemoryTotal))) + " used"
+		}
+		line("Memory", memory)
+	}
+	if s.DataDisk != "" {
+		disk := s.DataDisk
+		if s.DiskSize > 0 {
+			disk += ", " + units.BytesSize(float64(s.DiskSize))
+		}
+		if g := s.Guest; g != nil && g.DiskTotal > 0 {
+			disk += ", " + units.BytesSize(float64(g.DiskTotal-min(g.DiskFree, g.DiskTotal))) + " used"
+		}
+		if s.DiskDone != "" {
+			disk += " (" + s.DiskDone + ")"
+		}
+		line("Data disk", disk)
+	}
+	var boot []string
+	for _, b := range s.Boot {
+		boot = append(boot, fmt.Sprintf("%s %s", b.Name, b.At.Round(time.Millisecond)))
+	}
+	line("Boot", strings.Join(boot, ", "))
+	line("Last error", s.LastError)
+}
+
+func newMachineLogsCommand(a *app) *cobra.Command {
+	var follow bool
+	cmd := &cobra.Command{
+		Use:   "logs [OPTIONS]",
+		Short: "Show what the virtual machine's console printed",
+		Args:  argCount(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			path := "/logs"
+			if follow {
+				path += "?follow=1"
+			}
+			resp, err := a.machineCall(cmd.Context(), true, http.MethodGet, path, nil)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			_, err = io.Copy(a.out, resp.Body)
+			return err
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "Follow log output")
+	return cmd
+}
+
+func newMachineShellCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "shell [COMMAND] [ARG...]",
+		Short: "Run a shell, or a command, in the virtual machine itself",
+		Args:  argCount(0, -1),
+		RunE:  func(cmd *cobra.Command, args []string) error { return a.machineShell(cmd.Context(), args) },
+	}
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+// machineShell is an exec whose container is the guest. It has a terminal when
+// our stdin and stdout are one.
+func (a *app) machineShell(ctx context.Context, command []string) error {
+	if len(command) == 0 {
+		command = []string{"/bin/busybox", "sh"}
+	} else {
+		// The shell looks for it in PATH, and knows busybox's own.
+		command = append([]string{"/bin/busybox", "sh", "-c", `exec "$@"`, "sh"}, command...)
+	}
+	_, in := term.GetFdInfo(a.in)
+	_, out := term.GetFdInfo(a.out)
+	opts := client.ExecCreateOptions{TTY: in && out, AttachStdin: true, AttachStdout: true, AttachStderr: true, Cmd: command}
+	req := container.ExecCreateRequest{
+		Tty: opts.TTY, AttachStdin: true, AttachStdout: true, AttachStderr: true, Cmd: command,
+		Env: []string{"PATH=/bin:/sbin", "HOME=/root", "PS1=sampan:\\w# "},
+	}
+	if opts.TTY {
+		opts.ConsoleSize = a.terminalSize()
+		req.Env = append(req.Env, "TERM=xterm")
+	}
+	resp, err := a.machineCall(ctx, true, http.MethodPost, "/exec", req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	var created container.ExecCreateResponse
+	if err := json.NewDecoder(resp.Body).Decode(&created); err != nil {
+		return fmt.Errorf("machine shell: %w", err)
+	}
+	docker, err := a.docker(ctx)
+	if err != nil {
+		return err
+	}
+	return a.execForeground(ctx, docker, created.ID, opts)
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+)
+
+func newRunCommand(a *app) *cobra.Command {
+	var (
+		f          createFlags
+		detach     bool
+		sigProxy   bool
+		detachKeys string
+	)
+	cmd := &cobra.Command{
+		Use:   "run [OPTIONS] IMAGE [COMMAND] [ARG...]",
+		Short: "Create and run a new container from an image",
+		Args:  argCount(1, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runError(cmd, func() error {
+				req, err := f.request(args, os.LookupEnv)
+				if err != nil {
+					return err
+				}
+				if detach {
+					return a.runDetached(cmd.Context(), &f, req)
+				}
+				return a.runForeground(cmd.Context(), &f, req, session{
+					tty: f.tty, stdin: f.interactive, detachKeys: detachKeys, sigProxy: sigProxy,
+					autoRemove: f.remove, start: true,
+				})
+			}())
+		},
+	}
+	fs := cmd.Flags()
+	f.register(fs)
+	fs.BoolVarP(&detach, "detach", "d", false, "Run container in background and print container ID")
+	fs.BoolVar(&sigProxy, "sig-proxy", true, "Proxy received signals to the process")
+	fs.StringVar(&detachKeys, "detach-keys", "", "Override the key sequence for detaching a container")
+	return cmd
+}
+
+func (a *app) runDetached(ctx context.Context, f *createFlags, req client.ContainerCreateOptions) error {
+	cfg := req.Config
+	cfg.AttachStdin, cfg.AttachStdout, cfg.AttachStderr, cfg.StdinOnce = false, false, false, false
+	id, err := a.createContainer(ctx, f, req)
+	if err != nil {
+		return err
+	}
+	docker, err := a.docker(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = docker.ContainerStart(ctx, id, client.ContainerStartOptions{})
+	fmt.Fprintln(a.out, id) // it is there even if it did not start
+	return startFailed(err)
+}
+
+func (a *app) runForeground(ctx context.Context, f *createFlags, req client.ContainerCreateOptions, s session) error {
+	if err := a.checkTerminal(f.tty, f.interactive); err != nil {
+		return err
+	}
+	if f.tty {
+		size := a.terminalSize()
+		req.HostConfig.ConsoleSize = [2]uint{size.Height, size.Width}
+	}
+	id, err := a.createContainer(ctx, f, req)
+	if err != nil {
+		return err
+	}
+	docker, err := a.docker(ctx)
+	if err != nil {
+		return err
+	}
+	s.id = id
+	code, err := a.foreground(ctx, docker, s)
+	if errors.Is(err, errDetached) {
+		fmt.Fprintln(a.err, err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return exitWith(code)
+}

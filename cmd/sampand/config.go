@@ -1,0 +1,86 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/BurntSushi/toml"
+	"github.com/docker/go-units"
+)
+
+// config is $SAMPAN_HOME/config.toml. Every field is optional.
+type config struct {
+	Machine machineConfig `toml:"machine"`
+}
+
+type machineConfig struct {
+	// CPUs of the guest; the host's by default.
+	CPUs int `toml:"cpus"`
+	// Memory of the guest, e.g. "2GiB".
+	Memory size `toml:"memory"`
+	// Disk is the size of a new data disk, e.g. "64GiB"; it takes no space
+	// before it is used.
+	Disk size `toml:"disk"`
+	// Idle is how long the machine runs on when nothing needs it, e.g. "5m";
+	// "0s": for ever.
+	Idle duration `toml:"idle"`
+	// Accelerator is "auto", "kvm" or "tcg" (Linux).
+	Accelerator string `toml:"accelerator"`
+}
+
+type size int64
+
+func (s *size) UnmarshalText(b []byte) error {
+	n, err := units.RAMInBytes(string(b))
+	*s = size(n)
+	return err
+}
+
+type duration time.Duration
+
+func (d *duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = duration(v)
+	return err
+}
+
+// readConfig returns the defaults with the file's values over them. A missing
+// file is no error; a key that means nothing is.
+func readConfig(path string) (config, error) {
+	c := config{Machine: machineConfig{
+		CPUs:   runtime.NumCPU(),
+		Memory: 2 << 30,
+		Disk:   64 << 30,
+		Idle:   duration(5 * time.Minute),
+	}}
+	meta, err := toml.DecodeFile(path, &c)
+	if errors.Is(err, os.ErrNotExist) {
+		return c, nil
+	} else if err != nil {
+		return c, fmt.Errorf("%s: %w", path, err)
+	}
+	if extra := meta.Undecoded(); len(extra) > 0 {
+		return c, fmt.Errorf("%s: unknown key %q", path, extra[0].String())
+	}
+	m := c.Machine
+	switch {
+	case m.CPUs < 1:
+		return c, fmt.Errorf("%s: machine.cpus is %d: want at least 1", path, m.CPUs)
+	case m.Memory < 256<<20:
+		return c, fmt.Errorf("%s: machine.memory is %d bytes: want at least 256MiB", path, m.Memory)
+	case m.Disk < 1<<30:
+		return c, fmt.Errorf("%s: machine.disk is %d bytes: want at least 1GiB", path, m.Disk)
+	case m.Idle < 0:
+		return c, fmt.Errorf("%s: machine.idle is negative", path)
+	}
+	switch m.Accelerator {
+	case "", "auto", "kvm", "tcg":
+	default:
+		return c, fmt.Errorf("%s: machine.accelerator is %q: want auto, kvm or tcg", path, m.Accelerator)
+	}
+	c.Machine.Memory &^= 1<<20 - 1
+	return c, nil
+}

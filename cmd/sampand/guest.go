@@ -1,0 +1,44 @@
+package main
+
+import (
+	"log/slog"
+	"sync"
+
+	"sampan/kernel"
+)
+
+// guest is the bundle of this daemon. It is opened once, by the first boot: a
+// bundle that is replaced under a running daemon is not looked at.
+type guest struct {
+	log *slog.Logger
+
+	mu     sync.Mutex
+	bundle *kernel.Bundle
+}
+
+// files verifies the bundle and names its kernel and initramfs.
+func (g *guest) files() (kernelFile, initrd string, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.bundle != nil {
+		return g.bundle.Kernel, g.bundle.Initrd, g.bundle.Verify()
+	}
+	dir, err := kernel.Find()
+	if err != nil {
+		return "", "", err
+	}
+	b, err := kernel.Open(dir)
+	if err != nil {
+		return "", "", err
+	}
+	if err := b.Hold(); err != nil {
+		return "", "", err
+	}
+	if err := b.Verify(); err != nil {
+		b.Release() // the next boot looks again
+		return "", "", err
+	}
+	g.log.Info("guest bundle", "dir", dir, "kernel", b.Manifest.Kernel, "agent", b.Manifest.Agent)
+	g.bundle = b
+	return b.Kernel, b.Initrd, nil
+}

@@ -1,0 +1,312 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+
+	"sampan/guest/boot"
+	"sampan/guest/runtime"
+	"sampan/proto"
+)
+
+const (
+	containersRun  = boot.RunDir + "/containers"
+	containersData = boot.DataDir + "/containers"
+	// destroyTimeout bounds the end of a container whose first process has
+	// ended: everything in it gets SIGKILL.
+	destroyTimeout = 10 * time.Second
+)
+
+// container is one between Start and Remove.
+type container struct {
+	id    string
+	first *process // the container's first process; in execs as ""
+	execs *processes
+	up    chan struct{} // closed when Start has returned
+	gone  chan struct{} // closed when nothing but its data is left
+
+	mu      sync.Mutex
+	runtime *runtime.Container // nil until it runs
+}
+
+// Start implements proto.AgentService.
+func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.StartResponse, error) {
+	c, err := s.reserve(ctx, req.Id)
+	if err != nil {
+		return nil, err
+	}
+	defer close(c.up)
+	pid, err := s.start(ctx, c, req)
+	if err != nil {
+		s.cfg.Streams.forget(req.Id, "")
+		s.mu.Lock()
+		delete(s.containers, req.Id)
+		s.mu.Unlock()
+		c.first.failed(err)
+		close(c.gone)
+		return nil, failed("", err)
+	}
+	return &proto.StartResponse{Pid: int32(pid)}, nil
+}
+
+// reserve enters a container that is about to start. One of the same name that
+// has ended is forgotten.
+func (s *Service) reserve(ctx context.Context, id string) (*container, error) {
+	if err := checkName("container", id); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	old := s.containers[id]
+	s.mu.Unlock()
+	if old != nil {
+		if _, err := s.Remove(ctx, &proto.RemoveRequest{Id: id}); err != nil {
+			return nil, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.readyLocked(); err != nil {
+		return nil, err
+	}
+	if s.containers[id] != nil {
+		return nil, errorf(codes.FailedPrecondition, "container %s is already running", id)
+	}
+	c := &container{id: id, execs: newProcesses(), up: make(chan struct{}), gone: make(chan struct{})}
+	var err error
+	if c.first, err = c.execs.add(""); err != nil {
+		return nil, err
+	}
+	s.containers[id] = c
+	return c, nil
+}
+
+// start brings a container up. After an error nothing is left.
+func (s *Service) start(ctx context.Context, c *container, req *proto.StartRequest) (pid int, err error) {
+	spec, err := parseSpec(req)
+	if err != nil {
+		return 0, err
+	}
+	var undo undo
+	defer func() {
+		if err != nil {
+			undo.run()
+		}
+	}()
+	root := &rootfs{
+		layers: s.layers, names: req.Layers,
+		run: filepath.Join(containersRun, c.id), data: filepath.Join(containersData, c.id),
+	}
+	conns, err := s.prepare(ctx, root, spec, req, &undo)
+	if err != nil {
+		return 0, err
+	}
+	stdio, err := newStdio(req.Streams, req.Size)
+	if err != nil {
+		return 0, err
+	}
+	undo.add(stdio.closeOurs)
+	cfg := runtime.Config{
+		ID: c.id, Spec: spec, Rootfs: root.root(), Cgroup: filepath.Join(boot.CgroupDir, c.id), Init: req.Init,
+	}
+	if len(req.Endpoints) > 0 {
+		cfg.NetNS = func(pid int) error { return s.network.Join(pid, req.Endpoints) }
+	}
+	ctr, err := s.cfg.Runtime.Create(ctx, cfg, stdio.child)
+	stdio.closeChild()
+	if err != nil {
+		return 0, err
+	}
+	undo.add(func() { s.destroy(ctr, c.id) })
+	p := ctr.Process()
+	if spec.Process.Terminal {
+		if err := stdio.terminal(p.Console); err != nil {
+			return 0, err
+		}
+	}
+	if err := p.Start(); err != nil {
+		return 0, err
+	}
+	stdio.connect(conns)
+	c.mu.Lock()
+	c.runtime = ctr
+	c.mu.Unlock()
+	c.first.started(p)
+	go s.watch(c, ctr, stdio, root)
+	return p.Pid(), nil
+}
+
+// parseSpec reads the request's spec and checks what Start relies on.
+func parseSpec(req *proto.StartRequest) (*specs.Spec, error) {
+	spec := new(specs.Spec)
+	if err := json.Unmarshal(req.Spec, spec); err != nil {
+		return nil, errorf(codes.InvalidArgument, "spec: %v", err)
+	}
+	if spec.Process == nil || spec.Linux == nil {
+		return nil, errorf(codes.InvalidArgument, "spec: want process and linux")
+	}
+	if spec.Process.Terminal != req.Streams.GetTty() {
+		return nil, errorf(codes.InvalidArgument, "spec: terminal %v, but stream tty %v", spec.Process.Terminal, req.Streams.GetTty())
+	}
+	for _, l := range req.Layers {
+		if err := checkName("layer", l); err != nil {
+			return nil, err
+		}
+	}
+	return spec, nil
+}
+
+// prepare does side by side what needs no process yet: the root and its
+// mounts, the bridges, the wait for the host's streams.
+func (s *Service) prepare(ctx context.Context, root *rootfs, spec *specs.Spec, req *proto.StartRequest, undo *undo) (map[string]net.Conn, error) {
+	var conns map[string]net.Conn
+	mounted := false
+	eg, gctx := errgroup.WithContext(ctx)
+	eg.Go(func() (err error) {
+		conns, err = s.cfg.Streams.take(gctx, req.Id, "", streamNames(req.Streams))
+		return err
+	})
+	eg.Go(func() error {
+		if err := root.mount(); err != nil {
+			return err
+		}
+		mounted = true
+		return s.resolveMounts(root, spec, req.Files)
+	})
+	eg.Go(func() error {
+		if len(req.Endpoints) == 0 {
+			return nil
+		}
+		if err := s.later(); err != nil {
+			return err
+		}
+		for _, e := range req.Endpoints {
+			if err := s.network.Prepare(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	err := eg.Wait()
+	undo.add(func() { closeAll(conns) })
+	if mounted {
+		undo.add(func() { s.logError(root.unmount()) })
+	}
+	return conns, err
+}
+
+// watch waits for the end of a container and takes it down.
+func (s *Service) watch(c *container, ctr *runtime.Container, stdio *stdio, root *rootfs) {
+	defer close(c.gone)
+	st, err := ctr.Process().Wait(context.Background())
+	c.first.ended(st, ctr.OOMKilled(), err)
+	stdio.closeStdin()
+	closeConsole(ctr.Process())
+	s.destroy(ctr, c.id)
+	s.logError(root.unmount())
+}
+
+// destroy ends what is left of a container.
+func (s *Service) destroy(ctr *runtime.Container, id string) {
+	ctx, cancel := context.WithTimeout(context.Background(), destroyTimeout)
+	defer cancel()
+	if err := ctr.Destroy(ctx); err != nil {
+		s.logError(fmt.Errorf("container %s: %w", id, err))
+	}
+}
+
+func (s *Service) logError(err error) {
+	if err != nil {
+		s.cfg.Log.Error(err.Error())
+	}
+}
+
+// Remove implements proto.AgentService.
+func (s *Service) Remove(ctx context.Context, req *proto.RemoveRequest) (*proto.Empty, error) {
+	if err := checkName("container", req.Id); err != nil {
+		return nil, err
+	}
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	c := s.containers[req.Id]
+	s.mu.Unlock()
+	if c != nil {
+		select {
+		case <-c.first.done:
+		default:
+			return nil, errorf(codes.FailedPrecondition, "container %s is running", req.Id)
+		}
+		select {
+		case <-c.gone: // soon: destroyTimeout
+		case <-ctx.Done():
+			return nil, failed("remove container "+req.Id, ctx.Err())
+		}
+		s.mu.Lock()
+		if s.containers[req.Id] == c {
+			delete(s.containers, req.Id)
+		}
+		s.mu.Unlock()
+	}
+	if req.Purge {
+		if err := discard(filepath.Join(containersData, req.Id)); err != nil {
+			return nil, failed("remove container "+req.Id, err)
+		}
+	}
+	go s.layers.sweep()
+	return &proto.Empty{}, nil
+}
+
+// end ends a container for the machine's power-off.
+func (c *container) end(ctx context.Context, grace time.Duration) error {
+	select {
+	case <-c.up:
+	case <-ctx.Done():
+		return fmt.Errorf("container %s does not start: %w", c.id, ctx.Err())
+	}
+	if h := c.first.running(); h != nil && grace > 0 {
+		h.Signal(int(unix.SIGTERM)) // it may have just ended
+		t := time.NewTimer(grace)
+		defer t.Stop()
+		select {
+		case <-c.first.done:
+		case <-t.C:
+		}
+	}
+	c.mu.Lock()
+	ctr := c.runtime
+	c.mu.Unlock()
+	if ctr != nil && c.first.running() != nil {
+		if err := ctr.SignalAll(int(unix.SIGKILL)); err != nil && !errors.Is(err, runtime.ErrNotRunning) {
+			return fmt.Errorf("container %s: %w", c.id, err)
+		}
+	}
+	select {
+	case <-c.gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("container %s does not end: %w", c.id, ctx.Err())
+	}
+}
+
+// undo is a list of steps to take back, last first.
+type undo struct{ steps []func() }
+
+func (u *undo) add(f func()) { u.steps = append(u.steps, f) }
+
+func (u *undo) run() {
+	for i := len(u.steps) - 1; i >= 0; i-- {
+		u.steps[i]()
+	}
+}

@@ -1,0 +1,66 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// mountOverlay mounts layers (bottom first) under a writable directory. It
+// uses the new mount API, since the options of 127 layers don't fit in
+// mount(2)'s one page.
+func mountOverlay(target string, layers []string, upper, work string) error {
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("overlay: %w", err)
+	}
+	defer unix.Close(fd)
+	options := [][2]string{{"source", "overlay"}}
+	for _, l := range slices.Backward(layers) { // topmost first
+		options = append(options, [2]string{"lowerdir+", l})
+	}
+	options = append(options,
+		[2]string{"upperdir", upper}, [2]string{"workdir", work},
+		// What the upper directory holds must make sense on any lower ones: the
+		// container may be started again on the same layers, mounted anew.
+		[2]string{"index", "off"}, [2]string{"metacopy", "off"}, [2]string{"xino", "auto"},
+	)
+	for _, o := range options {
+		if err := unix.FsconfigSetString(fd, o[0], o[1]); err != nil {
+			return overlayError(fd, fmt.Sprintf("%s=%s", o[0], o[1]), err)
+		}
+	}
+	if err := unix.FsconfigCreate(fd); err != nil {
+		return overlayError(fd, "create", err)
+	}
+	mnt, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return overlayError(fd, "mount", err)
+	}
+	defer unix.Close(mnt)
+	if err := unix.MoveMount(mnt, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("overlay: attach: %w", err)
+	}
+	return nil
+}
+
+// overlayError adds what the kernel says about the failure (a message per
+// read from the file system's context).
+func overlayError(fd int, what string, err error) error {
+	var said []string
+	b := make([]byte, 1024)
+	for range 8 {
+		n, rerr := unix.Read(fd, b)
+		if rerr != nil || n <= 0 {
+			break
+		}
+		said = append(said, strings.TrimSpace(string(b[:n])))
+	}
+	if len(said) > 0 {
+		err = errors.Join(err, errors.New(strings.Join(said, "; ")))
+	}
+	return fmt.Errorf("overlay: %s: %w", what, err)
+}

@@ -1,0 +1,146 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"sampan/guest/boot"
+)
+
+// rootfs is a container's file system outside of its mount namespace.
+type rootfs struct {
+	layers *layers
+	names  []string // of layers, bottom first
+	run    string   // /run/sampan/containers/ID
+	data   string   // /data/containers/ID
+	binds  []string // mounted below run, in order
+}
+
+// emptyLayer stands in for the layers of an image that has none.
+const emptyLayer = boot.RunDir + "/empty"
+
+// root is where the container's root is mounted.
+func (r *rootfs) root() string { return filepath.Join(r.run, "rootfs") }
+
+// mount mounts the layers under the container's writable directory, which is
+// made when missing. After an error nothing is mounted.
+func (r *rootfs) mount() (err error) {
+	defer func() {
+		if err != nil {
+			os.RemoveAll(r.run) // nothing is mounted there
+		}
+	}()
+	upper, work := filepath.Join(r.data, "upper"), filepath.Join(r.data, "work")
+	for _, d := range []string{emptyLayer, r.root(), upper, work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	paths, err := r.layers.acquire(r.names)
+	if err != nil {
+		return err
+	}
+	if len(paths) == 0 {
+		paths = []string{emptyLayer}
+	}
+	if err := mountOverlay(r.root(), paths, upper, work); err != nil {
+		r.layers.release(r.names)
+		return err
+	}
+	return nil
+}
+
+// unmount undoes mount and bind, and removes the runtime directory. The
+// container's own mount namespace must have ended.
+func (r *rootfs) unmount() error {
+	var errs []error
+	for _, b := range append(r.binds, r.root()) {
+		if err := unix.Unmount(b, unix.UMOUNT_NOFOLLOW); err != nil {
+			// Whoever holds it, nobody new can get at it.
+			if err := unix.Unmount(b, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+				errs = append(errs, fmt.Errorf("unmount %s: %w", b, err))
+			}
+		}
+	}
+	if len(errs) == 0 { // never delete through a mount
+		errs = append(errs, os.RemoveAll(r.run))
+	}
+	r.layers.release(r.names)
+	return errors.Join(errs...)
+}
+
+// bind mounts what the path src, below the directory dir, names (a directory
+// or a file) and returns where. No symbolic link is followed on the way, and a
+// rename by somebody else can't lead elsewhere: the object that was opened is
+// the one that is mounted.
+func (r *rootfs) bind(dir, src string) (string, error) {
+	base, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(base)
+	fd, err := unix.Openat2(base, src, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return "", &fs.PathError{Op: "open", Path: src, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return "", &fs.PathError{Op: "stat", Path: src, Err: err}
+	}
+	target, err := r.bindTarget(st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	if err != nil {
+		return "", err
+	}
+	tree, err := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return "", &fs.PathError{Op: "clone mount of", Path: src, Err: err}
+	}
+	defer unix.Close(tree)
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return "", &fs.PathError{Op: "bind", Path: src, Err: err}
+	}
+	r.binds = append(r.binds, target)
+	return target, nil
+}
+
+// bindTarget makes the next place for a bind mount.
+func (r *rootfs) bindTarget(dir bool) (string, error) {
+	parent := filepath.Join(r.run, "mounts")
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return "", err
+	}
+	target := filepath.Join(parent, fmt.Sprint(len(r.binds)))
+	if dir {
+		return target, os.Mkdir(target, 0o755)
+	}
+	return target, os.WriteFile(target, nil, 0o644)
+}
+
+// writeFiles writes the files that are mounted over the container's own and
+// returns where, by their path in the container.
+func (r *rootfs) writeFiles(files map[string][]byte) (map[string]string, error) {
+	at := map[string]string{}
+	dir := filepath.Join(r.run, "files")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	for path, data := range files {
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+			return nil, fmt.Errorf("file %q: not a clean absolute path", path)
+		}
+		at[path] = filepath.Join(dir, fmt.Sprintf("%d-%s", len(at), filepath.Base(path)))
+		if err := os.WriteFile(at[path], data, 0o644); err != nil {
+			return nil, err
+		}
+	}
+	return at, nil
+}

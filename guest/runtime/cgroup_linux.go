@@ -1,0 +1,197 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// cgroup is a container's control group (v2).
+type cgroup struct {
+	path string
+	// late are settings that would hurt stage 2, which needs a few threads and
+	// a few MiB; they are made right before the process is let go.
+	late []setting
+}
+
+// setting is a value to write to one of a cgroup's files.
+type setting struct{ file, value string }
+
+// lateFiles are those whose limits stage 2 could exceed.
+var lateFiles = []string{"pids.max", "memory.max", "memory.high", "memory.swap.max", "cpu.max"}
+
+// newCgroup makes a cgroup with its limits. One that is left over from a
+// container that is gone is removed first.
+func (r *Runtime) newCgroup(path string, resources *specs.LinuxResources) (*cgroup, error) {
+	settings, err := cgroupSettings(resources)
+	if err != nil {
+		return nil, err
+	}
+	c := &cgroup{path: path}
+	err = os.Mkdir(path, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+		defer cancel()
+		if err := c.destroy(ctx); err != nil {
+			return nil, err
+		}
+		err = os.Mkdir(path, 0o755)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make cgroup: %w", err)
+	}
+	for _, s := range settings {
+		if slices.Contains(lateFiles, s.file) {
+			c.late = append(c.late, s)
+		} else if err = c.write(s); err != nil {
+			break
+		}
+	}
+	if err == nil && resources != nil {
+		err = r.devices.attach(path, resources.Devices)
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(path))
+	}
+	return c, nil
+}
+
+func (c *cgroup) write(s setting) error {
+	if err := os.WriteFile(filepath.Join(c.path, s.file), []byte(s.value), 0o644); err != nil {
+		return fmt.Errorf("set %s to %q: %w", s.file, s.value, err)
+	}
+	return nil
+}
+
+// limit makes the late settings.
+func (c *cgroup) limit() error {
+	for _, s := range c.late {
+		if err := c.write(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// open opens the cgroup to clone into it.
+func (c *cgroup) open() (*os.File, error) {
+	fd, err := unix.Open(c.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open cgroup", Path: c.path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), c.path), nil
+}
+
+// event is a counter in one of the cgroup's flat files; 0 when it isn't there.
+func (c *cgroup) event(file, key string) int64 {
+	text, err := os.ReadFile(filepath.Join(c.path, file))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, value, _ := strings.Cut(strings.TrimSpace(line), " "); name == key {
+			n, _ := strconv.ParseInt(value, 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+func (c *cgroup) oomKilled() bool { return c.event("memory.events", "oom_kill") > 0 }
+
+// signal sends a signal to every process in the cgroup and those below it.
+// SIGKILL reaches also what is forked meanwhile.
+func (c *cgroup) signal(sig int) error {
+	if sig == int(unix.SIGKILL) {
+		return c.write(setting{"cgroup.kill", "1"})
+	}
+	return filepath.WalkDir(c.path, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return ignoreMissing(err)
+		}
+		text, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if err != nil {
+			return ignoreMissing(err)
+		}
+		for _, word := range strings.Fields(string(text)) {
+			pid, err := strconv.Atoi(word)
+			if err != nil || pid <= 0 {
+				continue
+			}
+			if err := unix.Kill(pid, unix.Signal(sig)); err != nil && err != unix.ESRCH {
+				return fmt.Errorf("send signal %d to process %d: %w", sig, pid, err)
+			}
+		}
+		return nil
+	})
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+// destroy kills what is in the cgroup, waits until it's empty and removes it
+// with what is below it. Idempotent.
+func (c *cgroup) destroy(ctx context.Context) error {
+	err := c.write(setting{"cgroup.kill", "1"})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.awaitEmpty(ctx); err != nil {
+		return err
+	}
+	var dirs []string
+	err = filepath.WalkDir(c.path, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return ignoreMissing(err)
+	})
+	for _, dir := range slices.Backward(dirs) {
+		err = errors.Join(err, ignoreMissing(os.Remove(dir)))
+	}
+	return err
+}
+
+// awaitEmpty waits until no process is left: the kernel tells changes of
+// cgroup.events as POLLPRI.
+func (c *cgroup) awaitEmpty(ctx context.Context) error {
+	const lookUp = 200 // ms; how late a cancelled ctx is noticed
+	fd, err := unix.Open(filepath.Join(c.path, "cgroup.events"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 256)
+	for {
+		n, err := unix.Pread(fd, buf, 0)
+		if err != nil {
+			return ignoreMissing(err)
+		}
+		if strings.Contains(string(buf[:n]), "populated 0") {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("wait for the end of cgroup %s: %w", c.path, ctx.Err())
+		}
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}, lookUp)
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+	}
+}

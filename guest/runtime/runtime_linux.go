@@ -1,0 +1,48 @@
+package runtime
+
+import (
+	"errors"
+	"time"
+
+	"sampan/guest/runtime/stage2"
+)
+
+// killTimeout bounds the clean-up after a failed Create.
+const killTimeout = 10 * time.Second
+
+// Options of a Runtime.
+type Options struct {
+	// Stage2 is the executable of stage 2: one that calls Main first, as
+	// sampan-stage2 and these tests do. Required.
+	Stage2 string
+	// Children lists the processes that are started. Required.
+	Children *Children
+}
+
+// Runtime makes containers.
+type Runtime struct {
+	opts    Options
+	lastCap int
+	filters filterCache
+	devices deviceCache
+}
+
+// Main becomes stage 2, and never returns, in a process that a Runtime has
+// started as such. It must be the first call of main in the executable that
+// Options.Stage2 names.
+func Main() { stage2.Main() }
+
+// New returns a runtime.
+func New(opts Options) (*Runtime, error) {
+	if opts.Children == nil {
+		return nil, errors.New("runtime without Children")
+	}
+	if opts.Stage2 == "" {
+		return nil, errors.New("runtime without Stage2")
+	}
+	lastCap, err := readLastCap()
+	if err != nil {
+		return nil, err
+	}
+	return &Runtime{opts: opts, lastCap: lastCap}, nil
+}

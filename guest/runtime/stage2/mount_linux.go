@@ -1,0 +1,206 @@
+package stage2
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// openSource is a detached copy of a bind's source, in the agent's namespace;
+// -1 for other mounts.
+func (m Mount) openSource() (int, error) {
+	if m.Type != "" {
+		return -1, nil
+	}
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if m.Recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Source, flags)
+	if err != nil {
+		return -1, fmt.Errorf("mount %s: open source %s: %w", m.Dest, m.Source, err)
+	}
+	return fd, nil
+}
+
+// readOnlyLast tells whether the mount becomes read-only only after everything
+// has been made in it.
+func (m Mount) readOnlyLast() bool {
+	return m.Type == "tmpfs" && m.Set&unix.MOUNT_ATTR_RDONLY != 0
+}
+
+// attach mounts m in the container, from its source when it's a bind.
+func (m Mount) attach(source int) error {
+	isDir := true
+	fd := source
+	set := m.Set
+	if m.readOnlyLast() {
+		set &^= unix.MOUNT_ATTR_RDONLY
+	}
+	if m.Type != "" {
+		var err error
+		if fd, err = newMount(m.Type, m.Source, m.Options, set); err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+	} else {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return err
+		}
+		isDir = st.Mode&unix.S_IFMT == unix.S_IFDIR
+		if err := setAttr(fd, set, m.Clear, 0, 0); err != nil {
+			return err
+		}
+	}
+	target, err := makeTarget(m.Dest, isDir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	if err := unix.MoveMount(fd, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return err
+	}
+	if err := setAttr(fd, m.RecSet, m.RecClear, 0, unix.AT_RECURSIVE); err != nil {
+		return err
+	}
+	var tree uint
+	if m.PropRec {
+		tree = unix.AT_RECURSIVE
+	}
+	return setAttr(fd, 0, 0, m.Propagation, tree)
+}
+
+// setAttr changes the attributes of the mount at fd.
+func setAttr(fd int, set, clear, propagation uint64, tree uint) error {
+	if set|clear|propagation == 0 {
+		return nil
+	}
+	if (set|clear)&unix.MOUNT_ATTR__ATIME != 0 {
+		clear |= unix.MOUNT_ATTR__ATIME // a field, not bits: the kernel wants it cleared first
+	}
+	attr := unix.MountAttr{Attr_set: set, Attr_clr: clear, Propagation: propagation}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|tree, &attr); err != nil {
+		return fmt.Errorf("set attributes %#x, clear %#x, propagation %#x: %w", set, clear, propagation, err)
+	}
+	return nil
+}
+
+// newMount is a new, detached file system.
+func newMount(fstype, source string, options []string, attr uint64) (int, error) {
+	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("file system %q: %w", fstype, err)
+	}
+	defer unix.Close(fs)
+	if source != "" {
+		if err := unix.FsconfigSetString(fs, "source", source); err != nil {
+			return -1, fmt.Errorf("source %q: %w", source, fsError(fs, err))
+		}
+	}
+	for _, o := range options {
+		key, value, found := strings.Cut(o, "=")
+		if found {
+			err = unix.FsconfigSetString(fs, key, value)
+		} else {
+			err = unix.FsconfigSetFlag(fs, key)
+		}
+		if err != nil {
+			return -1, fmt.Errorf("%s option %q: %w", fstype, o, fsError(fs, err))
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, fmt.Errorf("make %s: %w", fstype, fsError(fs, err))
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(attr))
+	if err != nil {
+		return -1, fmt.Errorf("mount %s: %w", fstype, fsError(fs, err))
+	}
+	return fd, nil
+}
+
+// fsError adds what the kernel says about a failed fsconfig.
+func fsError(fs int, err error) error {
+	buf := make([]byte, 512)
+	n, readErr := unix.Read(fs, buf)
+	if readErr != nil || n <= 2 {
+		return err
+	}
+	return fmt.Errorf("%w (%s)", err, strings.TrimSpace(string(buf[2:n])))
+}
+
+// makeTarget opens where something is to be mounted, and makes it if needed.
+func makeTarget(dest string, dir bool) (int, error) {
+	name, err := resolve(dest)
+	if err != nil {
+		return -1, err
+	}
+	parent := name
+	if !dir {
+		parent = path.Dir(name)
+	}
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return -1, err
+	}
+	if !dir {
+		fd, err := unix.Open(name, unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o755)
+		switch {
+		case err == nil:
+			unix.Close(fd)
+		case !errors.Is(err, unix.EEXIST):
+			return -1, &os.PathError{Op: "create", Path: name, Err: err}
+		}
+	}
+	return openInRoot(name)
+}
+
+// openInRoot opens a path whose links are resolved here, so that nobody can
+// put one in meanwhile: a volume may be shared with a running container.
+func openInRoot(dest string) (int, error) {
+	name, err := resolve(dest)
+	if err != nil {
+		return -1, err
+	}
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
+	fd, err := unix.Openat2(unix.AT_FDCWD, name, &how)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return fd, nil
+}
+
+// resolve follows the links of a path whose end need not exist, as the kernel
+// would: also a link to something that isn't there yet.
+func resolve(name string) (string, error) {
+	const maxLinks = 255 // as in the kernel's lookups of a container's life, generous
+	done, rest, links := "/", name, 0
+	for rest != "" {
+		var part string
+		part, rest, _ = strings.Cut(strings.TrimLeft(rest, "/"), "/")
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			done = path.Dir(done)
+			continue
+		}
+		next := path.Join(done, part)
+		target, err := os.Readlink(next)
+		if err != nil { // not a link, or not there
+			done = next
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", &os.PathError{Op: "resolve", Path: name, Err: unix.ELOOP}
+		}
+		if path.IsAbs(target) {
+			done = "/"
+		}
+		rest = target + "/" + rest
+	}
+	return done, nil
+}

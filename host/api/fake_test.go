@@ -1,0 +1,336 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"sampan/host/engine"
+	"sampan/host/machine"
+	"sampan/proto"
+)
+
+// fakeMachine is a machine whose guest is a fakeGuest.
+type fakeMachine struct {
+	mu    sync.Mutex
+	guest *fakeGuest
+	boots int
+	holds int
+}
+
+func (m *fakeMachine) Guest(context.Context) (engine.Guest, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.guest == nil {
+		m.boots++
+		m.guest = &fakeGuest{done: make(chan struct{}), procs: map[string]*process{}}
+	}
+	return m.guest, nil
+}
+
+func (m *fakeMachine) Running() engine.Guest {
+	if g := m.running(); g != nil {
+		return g
+	}
+	return nil
+}
+
+func (m *fakeMachine) running() *fakeGuest {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.guest
+}
+
+func (m *fakeMachine) Hold() func() {
+	m.mu.Lock()
+	m.holds++
+	m.mu.Unlock()
+	return sync.OnceFunc(func() { m.mu.Lock(); m.holds--; m.mu.Unlock() })
+}
+
+// crash pulls the plug.
+func (m *fakeMachine) crash() {
+	m.mu.Lock()
+	g := m.guest
+	m.guest = nil
+	m.mu.Unlock()
+	if g != nil {
+		g.crash()
+	}
+}
+
+func (m *fakeMachine) Stop(context.Context) error            { m.crash(); return nil }
+func (m *fakeMachine) Status(context.Context) machine.Status { return machine.Status{} }
+func (m *fakeMachine) ConsoleLog() string                    { return os.DevNull }
+
+// fakeGuest is an agent whose processes are goroutines.
+type fakeGuest struct {
+	proto.AgentService // what is not implemented panics
+	done               chan struct{}
+
+	mu      sync.Mutex
+	procs   map[string]*process // by container/exec
+	removed []string            // purged containers and volumes
+	resized []string
+}
+
+func (g *fakeGuest) Done() <-chan struct{} { return g.done }
+
+func (g *fakeGuest) crash() {
+	close(g.done)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, p := range g.procs {
+		p.hangUp()
+	}
+}
+
+var errGone = errors.New("connection closed: the guest is gone")
+
+func (g *fakeGuest) Dial(context.Context, string, string) (net.Conn, error) { return nil, errGone }
+
+// proc finds or makes a process: streams and the call come in any order.
+func (g *fakeGuest) proc(container, exec string) *process {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	key := container + "/" + exec
+	p := g.procs[key]
+	if p == nil {
+		p = &process{conns: map[string]net.Conn{}, come: make(chan struct{}, 4), signals: make(chan int, 16), ended: make(chan struct{})}
+		g.procs[key] = p
+	}
+	return p
+}
+
+func (g *fakeGuest) Stdio(_ context.Context, container, exec, stream string) (net.Conn, error) {
+	syscall.ForkLock.RLock() // the docker command must not inherit an end
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		syscall.CloseOnExec(fds[0])
+		syscall.CloseOnExec(fds[1])
+	}
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		return nil, err
+	}
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "stdio")
+		if ends[i], err = net.FileConn(f); err != nil {
+			return nil, err
+		}
+		f.Close()
+	}
+	p := g.proc(container, exec)
+	p.mu.Lock()
+	p.conns[stream] = ends[0]
+	p.mu.Unlock()
+	p.come <- struct{}{}
+	return ends[1], nil
+}
+
+func (g *fakeGuest) Start(ctx context.Context, req *proto.StartRequest) (*proto.StartResponse, error) {
+	var spec specs.Spec
+	if err := json.Unmarshal(req.Spec, &spec); err != nil {
+		return nil, err
+	}
+	return g.run(ctx, req.Id, "", spec.Process, req.Streams)
+}
+
+func (g *fakeGuest) Exec(ctx context.Context, req *proto.ExecRequest) (*proto.StartResponse, error) {
+	var p specs.Process
+	if err := json.Unmarshal(req.Process, &p); err != nil {
+		return nil, err
+	}
+	return g.run(ctx, req.Container, req.Exec, &p, req.Streams)
+}
+
+func (g *fakeGuest) run(ctx context.Context, container, exec string, spec *specs.Process, want *proto.Streams) (*proto.StartResponse, error) {
+	p := g.proc(container, exec)
+	n := 0
+	for _, on := range []bool{want.Tty, !want.Tty && want.Stdin, !want.Tty && want.Stdout, !want.Tty && want.Stderr} {
+		if on {
+			n++
+		}
+	}
+	for range n {
+		select {
+		case <-p.come:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	refuse := func(code codes.Code, text string) (*proto.StartResponse, error) {
+		g.mu.Lock()
+		delete(g.procs, container+"/"+exec)
+		g.mu.Unlock()
+		p.hangUp()
+		return nil, status.Errorf(code, "exec: %q: %s", spec.Args[0], text)
+	}
+	switch spec.Args[0] {
+	case "missing":
+		return refuse(codes.NotFound, "executable file not found in $PATH")
+	case "noexec":
+		return refuse(codes.PermissionDenied, "permission denied")
+	}
+	p.env = spec.Env
+	go func() {
+		p.code = p.main(spec.Args)
+		p.at = time.Now()
+		p.hangUp()
+		close(p.ended)
+	}()
+	return &proto.StartResponse{Pid: 42}, nil
+}
+
+func (g *fakeGuest) Wait(ctx context.Context, req *proto.ProcessRequest) (*proto.WaitResponse, error) {
+	p := g.proc(req.Container, req.Exec)
+	select {
+	case <-p.ended:
+		return &proto.WaitResponse{ExitCode: int32(p.code), ExitedUnixNano: p.at.UnixNano()}, nil
+	case <-g.done:
+		return nil, errGone
+	}
+}
+
+func (g *fakeGuest) Signal(_ context.Context, req *proto.SignalRequest) (*proto.Empty, error) {
+	p := g.proc(req.Container, req.Exec)
+	select {
+	case <-p.ended:
+		return nil, status.Error(codes.NotFound, "process has ended")
+	case <-g.done:
+		return nil, errGone
+	case p.signals <- int(req.Signal):
+		return &proto.Empty{}, nil
+	}
+}
+
+func (g *fakeGuest) Resize(_ context.Context, req *proto.ResizeRequest) (*proto.Empty, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.resized = append(g.resized, fmt.Sprintf("%dx%d", req.Size.Rows, req.Size.Columns))
+	return &proto.Empty{}, nil
+}
+
+func (g *fakeGuest) Remove(_ context.Context, req *proto.RemoveRequest) (*proto.Empty, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.procs, req.Id+"/")
+	if req.Purge {
+		g.removed = append(g.removed, req.Id)
+	}
+	return &proto.Empty{}, nil
+}
+
+func (g *fakeGuest) RemoveVolume(_ context.Context, req *proto.VolumeRequest) (*proto.Empty, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.removed = append(g.removed, req.Name)
+	return &proto.Empty{}, nil
+}
+
+// process is one of the guest's. What it does is told by its arguments, see
+// main.
+type process struct {
+	mu      sync.Mutex
+	conns   map[string]net.Conn
+	come    chan struct{} // one for each stream
+	signals chan int
+	env     []string
+
+	ended chan struct{}
+	code  int
+	at    time.Time
+}
+
+func (p *process) hangUp() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.conns {
+		c.Close()
+	}
+}
+
+// stream is a standard stream, the terminal, or nothing.
+func (p *process) stream(name string) io.ReadWriter {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, n := range []string{name, proto.TTY} {
+		if c := p.conns[n]; c != nil {
+			return c
+		}
+	}
+	return struct {
+		io.Reader
+		io.Writer
+	}{strings.NewReader(""), io.Discard}
+}
+
+// main is the process's program:
+//
+//	true | exit N          end with that code
+//	echo WORD…             to stdout; err WORD… to stderr
+//	both                   "out\n" to stdout, "err\n" to stderr
+//	cat                    stdin to stdout until the end
+//	wc                     count stdin until its end, then print
+//	sleep                  until a signal; SIGTERM ends it with 143
+//	stubborn               until SIGKILL
+//	spam N                 N bytes of lines, then "last\n"
+//	ticks                  a line for each SIGUSR1 (10), until SIGTERM
+func (p *process) main(args []string) int {
+	out, errs := p.stream(proto.Stdout), p.stream(proto.Stderr)
+	rest := strings.Join(args[1:], " ")
+	switch args[0] {
+	case "true":
+		return 0
+	case "exit":
+		n, _ := strconv.Atoi(rest)
+		return n
+	case "echo":
+		fmt.Fprintln(out, rest)
+	case "err":
+		fmt.Fprintln(errs, rest)
+	case "env":
+		fmt.Fprintln(out, strings.Join(p.env, "\n"))
+	case "both":
+		fmt.Fprintln(out, "out")
+		fmt.Fprintln(errs, "err")
+	case "cat":
+		io.Copy(out, p.stream(proto.Stdin))
+	case "wc":
+		n, _ := io.Copy(io.Discard, p.stream(proto.Stdin))
+		fmt.Fprintln(out, n)
+	case "spam":
+		n, _ := strconv.Atoi(rest)
+		out.Write(bytes.Repeat([]byte("0123456789abcde\n"), n/16))
+		fmt.Fprintln(out, "last")
+	case "sleep", "stubborn", "ticks":
+		fmt.Fprintln(out, "ready")
+		for s := range p.signals {
+			switch {
+			case args[0] == "ticks" && s == 10:
+				fmt.Fprintln(out, "tick")
+			case s == 9, s == 15 && args[0] != "stubborn":
+				return 128 + s
+			}
+		}
+	default:
+		fmt.Fprintln(errs, "fake guest: no such program:", args[0])
+		return 99
+	}
+	return 0
+}

@@ -1,0 +1,168 @@
+package api_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestRun(t *testing.T) {
+	d := start(t)
+	for _, c := range []struct {
+		name          string
+		args          []string
+		stdin         string
+		out, errWords string
+		code          int
+	}{
+		{"stdout", []string{"echo", "hello"}, "", "hello\n", "", 0},
+		{"stderr", []string{"err", "oops"}, "", "", "oops", 0},
+		{"exit code", []string{"exit", "3"}, "", "", "", 3},
+		{"not found", []string{"missing"}, "", "", `exec: "missing": executable file not found in $PATH`, 127},
+		{"not executable", []string{"noexec"}, "", "", "permission denied", 126},
+		{"stdin ends, output still comes", []string{"wc"}, strings.Repeat("x", 1<<20), "1048576\n", "", 0},
+		{"stdin to stdout", []string{"cat"}, strings.Repeat("0123456789abcdef", 1<<17), strings.Repeat("0123456789abcdef", 1<<17), "", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			args := append([]string{"run", "--rm", "-i", "img"}, c.args...)
+			out, errs, code := d.docker(strings.NewReader(c.stdin), args...)
+			if out != c.out || !strings.Contains(errs, c.errWords) || code != c.code {
+				t.Errorf("code %d, %d bytes %.60q, stderr %q; want %d, %d bytes %.60q, %q", code, len(out), out, errs, c.code, len(c.out), c.out, c.errWords)
+			}
+		})
+	}
+	until(t, "--rm", func() bool { return d.ok("ps", "-aq") == "" })
+}
+
+// The end of the output comes after all of it, also when much is under way.
+func TestOutputTail(t *testing.T) {
+	d := start(t)
+	for range 5 {
+		out, _, _ := d.docker(nil, "run", "--rm", "img", "spam", "3000000")
+		if len(out) != 3000000/16*16+5 || !strings.HasSuffix(out, "last\n") {
+			t.Fatalf("%d bytes, the end is %q", len(out), out[max(0, len(out)-20):])
+		}
+	}
+	d.ok("run", "--name", "cc", "img", "spam", "3000000")
+	if out := d.ok("logs", "cc"); !strings.HasSuffix(out, "last") || len(out) != 3000000+4 {
+		t.Errorf("the log has %d bytes", len(out))
+	}
+}
+
+func TestWords(t *testing.T) {
+	d := start(t)
+	d.ok("run", "-d", "--name", "up", "-v", "data:/data", "-p", "127.0.0.1::80", "img", "sleep")
+	d.ok("create", "--name", "made", "img")
+	port := d.ok("port", "up", "80")
+	d.refused(`Conflict. The container name "/up" is already in use by container "`+d.ok("inspect", "-f", "{{.Id}}", "up")+`". You have to remove (or rename) that container to be able to reuse that name.`, "create", "--name", "up", "img")
+	d.refused("Bind for "+port+" failed: port is already allocated", "run", "--rm", "-p", port+":80", "img")
+	d.refused("No such container: nope", "inspect", "--type", "container", "nope")
+	d.refused("No such image: nope:latest", "create", "--pull", "never", "nope")
+	d.refused("volume is in use - ["+d.ok("inspect", "-f", "{{.Id}}", "up")+"]", "volume", "rm", "data")
+	d.refused(`cannot remove container "/up": container is running: stop the container before removing or force remove`, "rm", "up")
+	d.refused("is using its referenced image", "rmi", "img")
+	d.refused("is not running", "kill", "made")
+	d.refused("is not running", "exec", "made", "true")
+	d.refused("invalid signal: NOPE", "kill", "-s", "NOPE", "up")
+	d.refused("get nope: no such volume", "volume", "inspect", "nope")
+	d.refused("network nope not found", "network", "inspect", "nope")
+	d.refused("invalid filter 'nope'", "ps", "-f", "nope=1")
+	d.refused("is not supported", "stats", "--no-stream", "up")
+	d.refused("is not supported", "network", "create", "n")
+	d.ok("rm", "-f", "up", "made")
+	d.ok("volume", "rm", "data")
+	d.ok("rmi", "img")
+}
+
+// What is not supported is refused by its name.
+func TestUnsupported(t *testing.T) {
+	d := start(t)
+	for field, args := range map[string][]string{
+		"HostConfig.Devices":                 {"--device", "/dev/null"},
+		"Config.Healthcheck":                 {"--health-cmd", "true"},
+		"HostConfig.LogConfig.Type":          {"--log-driver", "syslog"},
+		"HostConfig.LogConfig.Config":        {"--log-opt", "max-size=1m"},
+		"HostConfig.VolumesFrom":             {"--volumes-from", "x"},
+		"HostConfig.Links":                   {"--link", "x"},
+		"HostConfig.Runtime":                 {"--runtime", "runc"},
+		"HostConfig.CgroupParent":            {"--cgroup-parent", "/x"},
+		"HostConfig.BlkioWeight":             {"--blkio-weight", "100"},
+		"HostConfig.PidMode":                 {"--pid", "container:x"},
+		"HostConfig.IpcMode":                 {"--ipc", "host"},
+		`HostConfig.NetworkMode "container:`: {"--network", "container:x"},
+		"HostConfig.PortBindings of 53/udp":  {"-p", "53:53/udp"},
+		"HostConfig.OomKillDisable":          {"--oom-kill-disable", "-m", "10m"},
+		"HostConfig.StorageOpt":              {"--storage-opt", "size=1G"},
+		"HostConfig.GroupAdd":                {"--group-add", "staff"},
+		"the source /var/run/docker.sock":    {"-v", "/var/run/docker.sock:/x"},
+	} {
+		d.refused(field, append(append([]string{"create"}, args...), "img")...)
+	}
+	if out := d.ok("ps", "-aq"); out != "" {
+		t.Errorf("left: %s", out)
+	}
+}
+
+func TestExec(t *testing.T) {
+	d := start(t)
+	d.ok("run", "-d", "--name", "cc", "img", "sleep")
+	for _, c := range []struct {
+		args     []string
+		stdin    string
+		out, err string
+		code     int
+	}{
+		{[]string{"cc", "echo", "hi"}, "", "hi\n", "", 0},
+		{[]string{"cc", "err", "hi"}, "", "", "hi\n", 0},
+		{[]string{"cc", "exit", "7"}, "", "", "", 7},
+		{[]string{"-i", "cc", "wc"}, "12345", "5\n", "", 0},
+		{[]string{"cc", "missing"}, "", "executable file not found", "", 127},
+		{[]string{"cc", "noexec"}, "", "permission denied", "", 126},
+		{[]string{"-e", "A=b", "cc", "env"}, "", "A=b", "", 0},
+	} {
+		out, errs, code := d.docker(strings.NewReader(c.stdin), append([]string{"exec"}, c.args...)...)
+		if !strings.Contains(out, c.out) || !strings.Contains(errs, c.err) || code != c.code {
+			t.Errorf("exec %q: code %d, %q, %q; want %d, %q, %q", c.args, code, out, errs, c.code, c.out, c.err)
+		}
+	}
+	if code, body := d.raw("POST", "/containers/cc/exec", `{"Cmd":[]}`); code != 400 {
+		t.Errorf("exec of nothing: %d %s", code, body)
+	}
+	if code, body := d.raw("POST", "/exec/nope/start", `{}`); code != 404 || !strings.Contains(body, "No such exec instance: nope") {
+		t.Errorf("start of no exec: %d %s", code, body)
+	}
+}
+
+func TestStopAndKill(t *testing.T) {
+	d := start(t)
+	code := func(name string) string { return d.ok("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", name) }
+	d.ok("run", "-d", "--name", "aa", "img", "sleep")
+	d.ok("stop", "aa")
+	if got := code("aa"); got != "exited 143" {
+		t.Errorf("stopped: %s", got)
+	}
+	d.ok("stop", "aa") // 304 is no error
+	d.ok("start", "aa")
+	d.ok("kill", "aa")
+	if got := code("aa"); got != "exited 137" {
+		t.Errorf("killed: %s", got)
+	}
+	d.ok("run", "-d", "--name", "bb", "img", "stubborn")
+	begun := time.Now()
+	d.ok("stop", "-t", "1", "bb")
+	if got := code("bb"); got != "exited 137" || time.Since(begun) < time.Second {
+		t.Errorf("stubborn: %s after %s", got, time.Since(begun))
+	}
+	d.ok("rename", "bb", "cc")
+	d.refused("No such container: bb", "start", "bb")
+	d.ok("restart", "cc")
+	if got := code("cc"); got != "running 0" {
+		t.Errorf("restarted: %s", got)
+	}
+	d.ok("rm", "-f", "cc")
+	d.ok("run", "-d", "--rm", "--name", "auto", "img", "stubborn")
+	d.ok("rm", "-f", "auto")
+	d.ok("run", "-d", "--rm", "--name", "auto", "img", "sleep")
+	d.ok("stop", "auto")
+	until(t, "removal of auto", func() bool { return strings.Contains(d.status("auto"), "No such container") })
+}

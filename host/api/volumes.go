@@ -1,0 +1,61 @@
+package api
+
+import (
+	"net/http"
+
+	"github.com/moby/moby/api/types/volume"
+)
+
+func (s *server) volumeList(w http.ResponseWriter, r *http.Request) error {
+	f, err := filters(r)
+	if err != nil {
+		return err
+	}
+	list, err := s.Engine.VolumeList(f)
+	return s.reply(w, http.StatusOK, volume.ListResponse{Volumes: list, Warnings: []string{}}, err)
+}
+
+func (s *server) volumeCreate(w http.ResponseWriter, r *http.Request) error {
+	var req volume.CreateRequest
+	if err := decode(w, r, &req); err != nil {
+		return err
+	}
+	v, err := s.Engine.VolumeCreate(req)
+	return s.reply(w, http.StatusCreated, v, err)
+}
+
+func (s *server) volumeInspect(w http.ResponseWriter, r *http.Request) error {
+	v, err := s.Engine.VolumeInspect(r.PathValue("name"))
+	return s.reply(w, http.StatusOK, v, err)
+}
+
+func (s *server) volumeRemove(w http.ResponseWriter, r *http.Request) error {
+	if err := s.Engine.VolumeRemove(r.Context(), r.PathValue("name"), boolean(r, "force")); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *server) volumePrune(w http.ResponseWriter, r *http.Request) error {
+	f, err := filters(r)
+	if err != nil {
+		return err
+	}
+	report, err := s.Engine.VolumePrune(r.Context(), f)
+	return s.reply(w, http.StatusOK, report, err)
+}
+
+func (s *server) networkList(w http.ResponseWriter, r *http.Request) error {
+	f, err := filters(r)
+	if err != nil {
+		return err
+	}
+	list, err := s.Engine.NetworkList(f)
+	return s.reply(w, http.StatusOK, list, err)
+}
+
+func (s *server) networkInspect(w http.ResponseWriter, r *http.Request) error {
+	n, err := s.Engine.NetworkInspect(r.PathValue("name"))
+	return s.reply(w, http.StatusOK, n, err)
+}

@@ -1,0 +1,280 @@
+package engine
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+)
+
+// checkRequest refuses what is wrong or not supported, by name.
+func checkRequest(req *container.CreateRequest) error {
+	if err := checkConfig(req.Config); err != nil {
+		return err
+	}
+	if err := checkHost(req.HostConfig); err != nil {
+		return err
+	}
+	return checkNetworking(req.HostConfig.NetworkMode, req.NetworkingConfig)
+}
+
+// named is a field that is not supported when set.
+type named struct {
+	name string
+	set  bool
+}
+
+func refuse(fields []named) error {
+	for _, f := range fields {
+		if f.set {
+			return unsupported("%s", f.name)
+		}
+	}
+	return nil
+}
+
+func checkConfig(c *container.Config) error {
+	if c.StopSignal != "" {
+		if _, err := signalNumber(c.StopSignal, sigTERM); err != nil {
+			return invalid("invalid signal: %s", c.StopSignal)
+		}
+	}
+	for _, kv := range c.Env {
+		if kv == "" || strings.HasPrefix(kv, "=") {
+			return invalid("invalid environment variable: %s", kv)
+		}
+	}
+	if c.WorkingDir != "" && !strings.HasPrefix(c.WorkingDir, "/") {
+		return invalid("the working directory '%s' is invalid, it needs to be an absolute path", c.WorkingDir)
+	}
+	health := c.Healthcheck != nil && len(c.Healthcheck.Test) > 0 && c.Healthcheck.Test[0] != "NONE"
+	return refuse([]named{
+		{"Config.Healthcheck", health},
+		{"Config.NetworkDisabled", c.NetworkDisabled},
+	})
+}
+
+func checkHost(h *container.HostConfig) error {
+	if err := container.ValidateRestartPolicy(h.RestartPolicy); err != nil {
+		return invalid("%s", err)
+	}
+	if h.AutoRemove && !h.RestartPolicy.IsNone() {
+		return invalid("can't create 'AutoRemove' container with restart policy")
+	}
+	if h.ShmSize < 0 {
+		return invalid("SHM size can not be less than 0")
+	}
+	if _, err := parseSecurity(h.SecurityOpt); err != nil {
+		return err
+	}
+	if _, err := capabilities(h); err != nil {
+		return err
+	}
+	if _, err := resources(h); err != nil {
+		return err
+	}
+	for _, g := range h.GroupAdd {
+		if _, err := strconv.ParseUint(g, 10, 32); err != nil {
+			return unsupported("HostConfig.GroupAdd with a name (%q)", g)
+		}
+	}
+	if err := checkResources(&h.Resources); err != nil {
+		return err
+	}
+	if err := checkModes(h); err != nil {
+		return err
+	}
+	if err := checkPorts(h.PortBindings); err != nil {
+		return err
+	}
+	return refuse([]named{
+		{"HostConfig.LogConfig.Type " + strconv.Quote(h.LogConfig.Type), h.LogConfig.Type != "" && h.LogConfig.Type != "json-file" && h.LogConfig.Type != "none"},
+		{"HostConfig.LogConfig.Config", len(h.LogConfig.Config) > 0},
+		{"HostConfig.VolumeDriver " + strconv.Quote(h.VolumeDriver), h.VolumeDriver != "" && h.VolumeDriver != "local"},
+		{"HostConfig.VolumesFrom", len(h.VolumesFrom) > 0},
+		{"HostConfig.Links", len(h.Links) > 0},
+		{"HostConfig.Cgroup", h.Cgroup != ""},
+		{"HostConfig.StorageOpt", len(h.StorageOpt) > 0},
+		{"HostConfig.Runtime " + strconv.Quote(h.Runtime), h.Runtime != ""},
+		{"HostConfig.Isolation", !h.Isolation.IsDefault()},
+	})
+}
+
+// ownSysctls are those that belong to a container's own IPC namespace
+// (namespaces(7)); those of its own network namespace begin with net.
+var ownSysctls = map[string]bool{
+	"kernel.msgmax": true, "kernel.msgmnb": true, "kernel.msgmni": true, "kernel.sem": true,
+	"kernel.shmall": true, "kernel.shmmax": true, "kernel.shmmni": true, "kernel.shm_rmid_forced": true,
+}
+
+// checkSysctls refuses what would change the whole guest: with
+// kernel.core_pattern a container could run programs as the guest's root.
+func checkSysctls(h *container.HostConfig) error {
+	for name := range h.Sysctls {
+		dotted := strings.ReplaceAll(name, "/", ".")
+		switch {
+		case ownSysctls[dotted], strings.HasPrefix(dotted, "fs.mqueue."):
+		case strings.HasPrefix(dotted, "net."):
+			if h.NetworkMode.IsHost() {
+				return invalid("sysctl %q not allowed in host network namespace", name)
+			}
+		default:
+			return invalid("sysctl %q is not in a separate kernel namespace", name)
+		}
+	}
+	return nil
+}
+
+func checkModes(h *container.HostConfig) error {
+	if err := checkSysctls(h); err != nil {
+		return err
+	}
+	mode := h.NetworkMode
+	switch {
+	case mode.IsContainer():
+		return unsupported("HostConfig.NetworkMode %q", mode)
+	case mode != "" && !mode.IsDefault() && mode != network.NetworkBridge && !mode.IsHost() && !mode.IsNone():
+		return notFound("network %s not found", mode)
+	}
+	if !h.IpcMode.Valid() {
+		return invalid("invalid IPC mode: %s", h.IpcMode)
+	}
+	if !h.PidMode.Valid() {
+		return invalid("invalid PID mode: %s", h.PidMode)
+	}
+	if !h.UTSMode.Valid() {
+		return invalid("invalid UTS mode: %s", h.UTSMode)
+	}
+	if !h.UsernsMode.Valid() {
+		return invalid("invalid userns mode: %s", h.UsernsMode)
+	}
+	if !h.CgroupnsMode.Valid() {
+		return invalid("invalid cgroup namespace mode: %v", h.CgroupnsMode)
+	}
+	return refuse([]named{
+		{"HostConfig.IpcMode " + strconv.Quote(string(h.IpcMode)), !h.IpcMode.IsEmpty() && !h.IpcMode.IsPrivate() && !h.IpcMode.IsShareable()},
+		{"HostConfig.PidMode " + strconv.Quote(string(h.PidMode)), h.PidMode.IsContainer()},
+	})
+}
+
+func checkResources(r *container.Resources) error {
+	const minMemory = 6 << 20
+	switch {
+	case r.Memory != 0 && r.Memory < minMemory:
+		return invalid("Minimum memory limit allowed is 6MB")
+	case r.Memory > 0 && r.MemorySwap > 0 && r.MemorySwap < r.Memory:
+		return invalid("Minimum memoryswap limit should be larger than memory limit, see usage")
+	case r.Memory == 0 && r.MemorySwap > 0:
+		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
+	case r.MemoryReservation > 0 && r.MemoryReservation < minMemory:
+		return invalid("Minimum memory reservation allowed is 6MB")
+	case r.Memory > 0 && r.MemoryReservation > 0 && r.Memory < r.MemoryReservation:
+		return invalid("Minimum memory limit can not be less than memory reservation limit, see usage")
+	case r.NanoCPUs < 0:
+		return invalid("invalid CPUs")
+	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
+		return invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set")
+	}
+	swappiness := r.MemorySwappiness != nil && *r.MemorySwappiness != -1
+	return refuse([]named{
+		{"HostConfig.CgroupParent", r.CgroupParent != ""},
+		{"HostConfig.BlkioWeight", r.BlkioWeight != 0},
+		{"HostConfig.BlkioWeightDevice", len(r.BlkioWeightDevice) > 0},
+		{"HostConfig.BlkioDeviceReadBps", len(r.BlkioDeviceReadBps) > 0},
+		{"HostConfig.BlkioDeviceWriteBps", len(r.BlkioDeviceWriteBps) > 0},
+		{"HostConfig.BlkioDeviceReadIOps", len(r.BlkioDeviceReadIOps) > 0},
+		{"HostConfig.BlkioDeviceWriteIOps", len(r.BlkioDeviceWriteIOps) > 0},
+		{"HostConfig.CpuRealtimePeriod", r.CPURealtimePeriod != 0},
+		{"HostConfig.CpuRealtimeRuntime", r.CPURealtimeRuntime != 0},
+		{"HostConfig.Devices", len(r.Devices) > 0},
+		{"HostConfig.DeviceRequests", len(r.DeviceRequests) > 0},
+		{"HostConfig.MemorySwappiness", swappiness},
+		{"HostConfig.OomKillDisable", r.OomKillDisable != nil && *r.OomKillDisable},
+		{"HostConfig.CpuCount", r.CPUCount != 0},
+		{"HostConfig.CpuPercent", r.CPUPercent != 0},
+		{"HostConfig.IOMaximumIOps", r.IOMaximumIOps != 0},
+		{"HostConfig.IOMaximumBandwidth", r.IOMaximumBandwidth != 0},
+	})
+}
+
+func checkPorts(m network.PortMap) error {
+	for port, bindings := range m {
+		if port.Proto() != network.TCP {
+			return unsupported("HostConfig.PortBindings of %s", port)
+		}
+		for _, b := range bindings {
+			if _, err := hostPorts(b.HostPort); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// hostPorts reads a binding's port: "" (any), "8080" or "8000-8010".
+func hostPorts(s string) (r [2]int, err error) {
+	if s == "" {
+		return r, nil
+	}
+	pr, err := network.ParsePortRange(s)
+	if err != nil {
+		return r, invalid("invalid port specification: %q", s)
+	}
+	return [2]int{int(pr.Start()), int(pr.End())}, nil
+}
+
+func checkNetworking(mode container.NetworkMode, n *network.NetworkingConfig) error {
+	if n == nil {
+		return nil
+	}
+	for name, ep := range n.EndpointsConfig {
+		if endpointNetwork(name) != endpointNetwork(string(mode)) {
+			return unsupported("NetworkingConfig for the network %q beside network mode %q", name, mode)
+		}
+		if ep == nil {
+			continue
+		}
+		if c := ep.IPAMConfig; c != nil && (c.IPv4Address.IsValid() || c.IPv6Address.IsValid() || len(c.LinkLocalIPs) > 0) {
+			return invalid("invalid config for network %s: invalid endpoint settings:\nuser specified IP address is supported only when connecting to networks with user configured subnets", endpointNetwork(name))
+		}
+		if len(ep.Aliases) > 0 {
+			return invalid("invalid config for network %s: invalid endpoint settings:\nnetwork-scoped aliases are only supported for user-defined networks", endpointNetwork(name))
+		}
+		if err := refuse([]named{
+			{"NetworkingConfig.Links", len(ep.Links) > 0},
+			{"NetworkingConfig.DriverOpts", len(ep.DriverOpts) > 0},
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// endpointNetwork is the network's own name.
+func endpointNetwork(name string) string {
+	if name == "" || name == network.NetworkDefault {
+		return network.NetworkBridge
+	}
+	return name
+}
+
+// parseExtraHost reads "NAME:IP" or "NAME=IP".
+func parseExtraHost(s string, gateway netip.Addr) (name, ip string, err error) {
+	name, ip, ok := strings.Cut(s, "=")
+	if !ok {
+		name, ip, ok = strings.Cut(s, ":")
+	}
+	if !ok || name == "" {
+		return "", "", invalid("bad format for add-host: %q", s)
+	}
+	if ip == "host-gateway" {
+		return name, gateway.String(), nil
+	}
+	ip = strings.TrimSuffix(strings.TrimPrefix(ip, "["), "]")
+	if _, err := netip.ParseAddr(ip); err != nil {
+		return "", "", invalid("invalid IP address in add-host: %q", ip)
+	}
+	return name, ip, nil
+}

@@ -1,0 +1,308 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+
+	"sampan/host/machine"
+	"sampan/proto"
+)
+
+// Guest is a session with the agent of a running machine.
+type Guest interface {
+	proto.AgentService
+	// Stdio opens one standard stream of a process; the connection has
+	// CloseWrite.
+	Stdio(ctx context.Context, container, exec, stream string) (net.Conn, error)
+	// Dial opens a network connection from within the guest.
+	Dial(ctx context.Context, network, address string) (net.Conn, error)
+	// Done is closed when the session has ended.
+	Done() <-chan struct{}
+}
+
+// Machine boots on demand.
+type Machine interface {
+	// Guest boots the machine if it does not run.
+	Guest(context.Context) (Guest, error)
+	// Running returns nil when the machine does not run.
+	Running() Guest
+	// Hold keeps the machine from stopping when idle.
+	Hold() (release func())
+	Stop(context.Context) error
+	Status(context.Context) machine.Status
+	// ConsoleLog is the path of the guest's console log.
+	ConsoleLog() string
+}
+
+// Export is a host path that the guest can reach.
+type Export interface {
+	// Name of its entry in the share proto.ShareHost.
+	Name() string
+	Close() error
+}
+
+// Image is what a container needs of an image.
+type Image struct {
+	ID     string   // "sha256:…"
+	Layers []string // names of EROFS files, bottom layer first
+	Arch   string   // GOARCH
+	Config *container.Config
+	// Warnings are told to whoever creates a container.
+	Warnings []string
+}
+
+// Config of an Engine. All fields are required but those marked optional.
+type Config struct {
+	Home    string // $SAMPAN_HOME
+	Machine Machine
+	// Image finds an image by reference or ID; an error of the class
+	// errdefs.ErrNotFound says that there is none.
+	Image func(ref string) (Image, error)
+	// HoldLayers keeps an image's layers until release is called.
+	HoldLayers func(layers []string) (release func())
+	// Export gives the guest access to a host path.
+	Export func(path string, readOnly bool) (Export, error)
+	// DNS are the name servers of containers, without --dns.
+	DNS []netip.Addr
+	// HostGateway is the address of this host as containers see it: what
+	// --add-host NAME:host-gateway means.
+	HostGateway netip.Addr
+	// Arch of the guest, as GOARCH.
+	Arch string
+	Log  *slog.Logger
+}
+
+// Engine holds the containers, volumes and execs. Its methods may be called
+// from several goroutines.
+type Engine struct {
+	cfg     Config
+	machine Machine
+	log     *slog.Logger
+	events  *bus
+	purges  *purgeList
+	ipam    *ipam
+	// stopping says that the machine is being stopped on request: restart
+	// policies wait.
+	stopping atomic.Bool
+
+	ctx    context.Context // of everything in the background; ended by Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu         sync.Mutex
+	containers map[string]*ctr   // by ID
+	names      map[string]string // container's name to its ID
+	volumes    map[string]*volumeRecord
+	execs      map[string]*exec
+	guest      Guest // last one seen
+}
+
+// ctr is a container.
+type ctr struct {
+	id string
+	// op is held by who starts or removes the container.
+	op chan struct{}
+
+	mu       sync.Mutex
+	rec      record
+	run      *run // nil unless running
+	hub      *hub // of this run, or of the next
+	log      *logWriter
+	waiters  map[*waiter]struct{}
+	removing bool
+	gone     chan struct{} // closed when removed
+	adopted  bool          // an earlier daemon made it; not modified
+	failures int           // restarts in a row, for the back-off
+	// cancelRestart ends a back-off; nil unless restarting.
+	cancelRestart context.CancelFunc
+	releaseLayers func()
+}
+
+func (e *Engine) newCtr(rec record) *ctr {
+	return &ctr{
+		id: rec.ID, rec: rec,
+		op:      make(chan struct{}, 1),
+		hub:     newHub(e.containerDir(rec.ID), rec.Config.OpenStdin),
+		waiters: map[*waiter]struct{}{},
+		gone:    make(chan struct{}),
+	}
+}
+
+// New loads what is stored under Home and repairs what a crash has left.
+// Restart starts the containers whose policy says so.
+func New(cfg Config) (*Engine, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	e := &Engine{
+		cfg: cfg, machine: cfg.Machine, log: cfg.Log,
+		events: newBus(), ipam: newIPAM(),
+		ctx: ctx, cancel: cancel,
+		containers: map[string]*ctr{}, names: map[string]string{},
+		volumes: map[string]*volumeRecord{}, execs: map[string]*exec{},
+	}
+	for _, dir := range []string{"containers", "volumes"} {
+		if err := os.MkdirAll(filepath.Join(cfg.Home, dir), 0o700); err != nil {
+			return nil, fmt.Errorf("open engine: %w", err)
+		}
+	}
+	var err error
+	if e.purges, err = loadPurges(filepath.Join(cfg.Home, "purge.json")); err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	if err := errors.Join(e.loadVolumes(), e.loadContainers()); err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	return e, nil
+}
+
+// loadContainers reads the records. One that can't be read is set aside, not
+// deleted.
+func (e *Engine) loadContainers() error {
+	root := filepath.Join(e.cfg.Home, "containers")
+	dirs, err := os.ReadDir(root)
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		dir := filepath.Join(root, d.Name())
+		var rec record
+		err := readJSON(filepath.Join(dir, "config.json"), &rec)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // created halfway, or removed halfway
+			e.log.Warn("removing what is left of a container", "id", d.Name())
+			if err := e.purges.add(purge{Container: d.Name()}); err != nil {
+				return err
+			}
+			os.RemoveAll(dir)
+			continue
+		case err != nil || rec.ID != d.Name() || rec.Config == nil || rec.HostConfig == nil:
+			e.log.Error("container's record is damaged: left alone", "dir", dir, "error", err)
+			continue
+		}
+		e.adopt(e.newCtr(rec))
+	}
+	return nil
+}
+
+// adopt takes over a container that an earlier daemon has left.
+func (e *Engine) adopt(c *ctr) {
+	c.adopted = true
+	e.containers[c.id] = c
+	e.names[c.rec.Name] = c.id
+	c.releaseLayers = e.cfg.HoldLayers(c.rec.Layers)
+	switch c.rec.State.Status {
+	case container.StateRunning, container.StatePaused, container.StateRestarting:
+		s := &c.rec.State
+		s.Status, s.Pid, s.ExitCode, s.FinishedAt = container.StateExited, 0, exitLost, time.Now().UTC()
+		s.Error = "the daemon ended while the container was running"
+		e.trySave(c)
+	}
+}
+
+// Restart removes the --rm containers that an earlier daemon has left, in
+// whatever state, as Docker does, and starts those whose policy says so. It
+// returns when all have been tried.
+func (e *Engine) Restart(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, c := range e.all() {
+		c.mu.Lock()
+		rec := c.rec
+		running := c.run != nil
+		c.mu.Unlock()
+		switch {
+		case running:
+		case rec.HostConfig.AutoRemove && c.adopted:
+			// One that a client has started meanwhile is not removed: no Force.
+			if err := e.Remove(ctx, c.id, RemoveOptions{Volumes: true}); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
+				e.log.Error("remove container", "id", c.id, "error", err)
+			}
+		case !comesBack(&rec):
+		default:
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				if err := e.start(ctx, c, false); err != nil && !errdefs.IsNotModified(err) {
+					e.log.Error("start container by its policy", "id", c.id, "error", err)
+				}
+			}()
+		}
+	}
+	wg.Wait()
+}
+
+// Close ends everything in the background and waits for it. The machine must
+// have been stopped before.
+func (e *Engine) Close() {
+	e.cancel()
+	e.events.close()
+	e.wg.Wait()
+}
+
+func (e *Engine) all() []*ctr {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := make([]*ctr, 0, len(e.containers))
+	for _, c := range e.containers {
+		out = append(out, c)
+	}
+	return out
+}
+
+// find looks a container up by ID, name, or the beginning of its ID.
+func (e *Engine) find(name string) (*ctr, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c := e.containers[name]; c != nil {
+		return c, nil
+	}
+	if id, ok := e.names[strings.TrimPrefix(name, "/")]; ok {
+		return e.containers[id], nil
+	}
+	var hit *ctr
+	for id, c := range e.containers {
+		if name != "" && strings.HasPrefix(id, name) {
+			if hit != nil {
+				return nil, invalid("multiple IDs found with provided prefix: %s", name)
+			}
+			hit = c
+		}
+	}
+	if hit == nil {
+		return nil, notFound("No such container: %s", name)
+	}
+	return hit, nil
+}
+
+// session returns the guest, booting the machine if need be, and sees to what
+// has to be done once in each boot.
+func (e *Engine) session(ctx context.Context) (Guest, error) {
+	g, err := e.machine.Guest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	fresh := e.guest != g
+	e.guest = g
+	e.mu.Unlock()
+	if fresh {
+		e.stopping.Store(false)
+	}
+	// Nothing that was removed may come back: the purges come first.
+	if err := e.purges.run(ctx, g); err != nil {
+		e.log.Warn("removals are left for later", "error", err)
+	}
+	return g, nil
+}

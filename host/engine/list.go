@@ -1,0 +1,230 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/moby/moby/api/types/container"
+	apinet "github.com/moby/moby/api/types/network"
+)
+
+// ListOptions select and shape what List returns.
+type ListOptions struct {
+	All     bool // not only those that run
+	Limit   int  // the newest so many, whatever their state; 0: no limit
+	Size    bool
+	Filters Filters
+}
+
+// view is a container at one moment.
+type view struct {
+	rec   record
+	ip    netip.Addr
+	mac   apinet.HardwareAddr
+	bound apinet.PortMap
+}
+
+func (c *ctr) view() view {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := view{rec: c.rec}
+	if c.run != nil {
+		v.ip, v.mac, v.bound = c.run.ip, c.run.mac, c.run.bound
+	}
+	return v
+}
+
+// List returns containers, the newest first.
+func (e *Engine) List(_ context.Context, o ListOptions) ([]container.Summary, error) {
+	if o.Size {
+		return nil, unsupported("the size of containers")
+	}
+	match, err := e.listFilter(o)
+	if err != nil {
+		return nil, err
+	}
+	var views []view
+	for _, c := range e.all() {
+		views = append(views, c.view())
+	}
+	slices.SortFunc(views, func(a, b view) int {
+		return cmp.Or(b.rec.Created.Compare(a.rec.Created), strings.Compare(a.rec.ID, b.rec.ID))
+	})
+	list := []container.Summary{}
+	for _, v := range views {
+		if o.Limit > 0 && len(list) == o.Limit {
+			break
+		}
+		if match(v) {
+			list = append(list, v.summary(time.Now()))
+		}
+	}
+	return list, nil
+}
+
+// listFilter is the condition of a list.
+func (e *Engine) listFilter(o ListOptions) (func(view) bool, error) {
+	f := o.Filters
+	if err := f.allow("id", "name", "label", "status", "exited", "ancestor", "volume", "network", "before", "since", "publish", "expose", "health", "is-task"); err != nil {
+		return nil, err
+	}
+	for _, key := range []string{"publish", "expose", "is-task"} {
+		if len(f[key]) > 0 {
+			return nil, unsupported("the filter %s", key)
+		}
+	}
+	var before, since time.Time
+	for key, t := range map[string]*time.Time{"before": &before, "since": &since} {
+		if len(f[key]) > 0 {
+			c, err := e.find(f[key][0])
+			if err != nil {
+				return nil, err
+			}
+			*t = c.rec.Created
+		}
+	}
+	exited, byCode, err := f.integer("exited")
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range f["status"] {
+		if !slices.Contains([]string{"created", "running", "paused", "restarting", "removing", "exited", "dead"}, s) {
+			return nil, invalid("invalid filter 'status=%s'", s)
+		}
+	}
+	ancestors, err := e.ancestors(f["ancestor"])
+	if err != nil {
+		return nil, err
+	}
+	all := o.All || o.Limit > 0 || len(f["status"]) > 0 || byCode || !before.IsZero() || !since.IsZero()
+	return func(v view) bool {
+		r := &v.rec
+		status := r.State.Status
+		running := status == container.StateRunning || status == container.StatePaused || status == container.StateRestarting
+		var volumes []string
+		for _, m := range r.Mounts {
+			volumes = append(volumes, m.Name, m.Destination)
+		}
+		return (all || running) &&
+			f.prefix("id", r.ID) && f.contains("name", r.Name, "/"+r.Name) && f.labels("label", r.Config.Labels) &&
+			f.equal("status", string(status)) && f.equal("volume", volumes...) && f.equal("network", networkOf(r)) &&
+			f.equal("health", "none") &&
+			(!byCode || status == container.StateExited && r.State.ExitCode == exited) &&
+			(before.IsZero() || r.Created.Before(before)) && (since.IsZero() || r.Created.After(since)) &&
+			(ancestors == nil || slices.Contains(ancestors, r.ImageID))
+	}, nil
+}
+
+// ancestors are the images that a filter names; one that doesn't exist has no
+// containers.
+func (e *Engine) ancestors(refs []string) ([]string, error) {
+	if len(refs) == 0 {
+		return nil, nil
+	}
+	ids := []string{}
+	for _, ref := range refs {
+		if img, err := e.cfg.Image(ref); err == nil {
+			ids = append(ids, img.ID)
+		}
+	}
+	return ids, nil
+}
+
+// networkOf names the one network of a container.
+func networkOf(r *record) string {
+	switch {
+	case r.HostConfig.NetworkMode.IsHost(), r.HostConfig.NetworkMode.IsNone():
+		return string(r.HostConfig.NetworkMode)
+	}
+	return apinet.NetworkBridge
+}
+
+func (v view) summary(now time.Time) container.Summary {
+	r := &v.rec
+	s := container.Summary{
+		ID: r.ID, Names: []string{"/" + r.Name}, Image: r.Config.Image, ImageID: r.ImageID,
+		Command: strings.Join(r.Args, " "), Created: r.Created.Unix(), Ports: v.ports(),
+		Labels: r.Config.Labels, State: r.State.Status, Status: r.State.text(now),
+		NetworkSettings: &container.NetworkSettingsSummary{Networks: v.networks()},
+		Mounts:          v.mounts(),
+	}
+	if s.Labels == nil {
+		s.Labels = map[string]string{}
+	}
+	s.HostConfig.NetworkMode = string(r.HostConfig.NetworkMode)
+	s.HostConfig.Annotations = r.HostConfig.Annotations
+	return s
+}
+
+// text is what ps shows of a state.
+func (s *state) text(now time.Time) string {
+	since := func(t time.Time) string { return units.HumanDuration(now.Sub(t)) }
+	switch s.Status {
+	case container.StateRunning:
+		return "Up " + since(s.StartedAt)
+	case container.StatePaused:
+		return "Up " + since(s.StartedAt) + " (Paused)"
+	case container.StateRestarting:
+		return fmt.Sprintf("Restarting (%d) %s ago", s.ExitCode, since(s.FinishedAt))
+	case container.StateExited:
+		return fmt.Sprintf("Exited (%d) %s ago", s.ExitCode, since(s.FinishedAt))
+	case container.StateRemoving:
+		return "Removal In Progress"
+	}
+	return "Created"
+}
+
+// ports of a running container, in order.
+func (v view) ports() []container.PortSummary {
+	list := []container.PortSummary{}
+	for port, bindings := range v.bound {
+		p := container.PortSummary{PrivatePort: port.Num(), Type: string(port.Proto())}
+		if len(bindings) == 0 {
+			list = append(list, p)
+		}
+		for _, b := range bindings {
+			number, err := strconv.ParseUint(b.HostPort, 10, 16)
+			if err != nil {
+				continue // never stored so
+			}
+			p.IP, p.PublicPort = b.HostIP, uint16(number)
+			list = append(list, p)
+		}
+	}
+	slices.SortFunc(list, func(a, b container.PortSummary) int {
+		return cmp.Or(cmp.Compare(a.PrivatePort, b.PrivatePort), cmp.Compare(a.PublicPort, b.PublicPort), strings.Compare(a.Type, b.Type), a.IP.Compare(b.IP))
+	})
+	return list
+}
+
+// mounts that are shown.
+func (v view) mounts() []container.MountPoint {
+	list := []container.MountPoint{}
+	for _, m := range v.rec.Mounts {
+		if !m.Hidden {
+			list = append(list, m.MountPoint)
+		}
+	}
+	return list
+}
+
+// networks are the container's endpoints by network.
+func (v view) networks() map[string]*apinet.EndpointSettings {
+	name := networkOf(&v.rec)
+	ep := &apinet.EndpointSettings{NetworkID: networkIDs[name]}
+	if asked := v.rec.Endpoint; asked != nil {
+		ep.Aliases, ep.IPAMConfig = asked.Aliases, asked.IPAMConfig
+	}
+	if v.ip.IsValid() {
+		ep.EndpointID = endpointID(v.rec.ID, name)
+		ep.Gateway, ep.IPAddress, ep.IPPrefixLen, ep.MacAddress = bridgeGateway, v.ip, bridgePrefix, v.mac
+	}
+	return map[string]*apinet.EndpointSettings{name: ep}
+}

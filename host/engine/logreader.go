@@ -1,0 +1,196 @@
+package engine
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// LogOptions select entries of a container's log.
+type LogOptions struct {
+	Stdout, Stderr bool
+	Follow         bool
+	// Tail is how many of the last entries are shown; negative: all.
+	Tail int
+	// Since and Until bound the time of an entry; zero: no bound.
+	Since, Until time.Time
+	// Begin is called before the first entry, when the log can be read. Optional.
+	Begin func() error
+}
+
+// LogEntry is one line of output, or a part of a long one.
+type LogEntry struct {
+	Stream Stream
+	Time   time.Time
+	Line   []byte // with its line feed, unless it is a part
+}
+
+// Logs calls emit with the entries of a container's log, and with Follow goes
+// on until the container stops or ctx ends. It never boots the machine.
+func (e *Engine) Logs(ctx context.Context, name string, o LogOptions, emit func(LogEntry) error) error {
+	c, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	driver, live := c.rec.HostConfig.LogConfig.Type, c.log
+	c.mu.Unlock()
+	if driver == "none" {
+		return errdefs.ErrNotImplemented.WithMessage("configured logging driver does not support reading")
+	}
+	if !o.Follow {
+		live = nil
+	}
+	if o.Begin != nil {
+		if err := o.Begin(); err != nil {
+			return err
+		}
+	}
+	if live != nil {
+		defer e.machine.Hold()()
+	}
+	return readLog(ctx, e.logPath(c.id), o, live, -1, emit)
+}
+
+// readLog reads from the file up to its end, or up to limit when that is not
+// negative, and then follows live unless that is nil.
+func readLog(ctx context.Context, path string, o LogOptions, live *logWriter, limit int64, emit func(LogEntry) error) error {
+	var changed <-chan struct{}
+	if live != nil {
+		c, stop := live.watch() // before the first read: nothing is missed
+		defer stop()
+		changed = c
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // never started
+	}
+	if err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	defer f.Close()
+	start, err := tailOffset(f, o.Tail)
+	if err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	var src io.Reader = io.NewSectionReader(f, start, 1<<62)
+	if limit >= 0 {
+		src = io.NewSectionReader(f, start, max(0, limit-start))
+	}
+	var until <-chan time.Time
+	if live != nil && !o.Until.IsZero() {
+		t := time.NewTimer(time.Until(o.Until))
+		defer t.Stop()
+		until = t.C
+	}
+	r := &logScanner{r: bufio.NewReaderSize(src, 64<<10), opts: o, emit: emit}
+	for open := true; ; {
+		if done, err := r.drain(ctx); done || err != nil {
+			return err
+		}
+		if changed == nil || !open {
+			return nil
+		}
+		select {
+		case _, open = <-changed: // once closed, what is left is read
+		case <-until:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// logScanner turns the file's lines into entries.
+type logScanner struct {
+	r    *bufio.Reader
+	opts LogOptions
+	emit func(LogEntry) error
+	line []byte // of which the end is not there yet
+}
+
+// drain emits what is there; done says that nothing later is wanted.
+func (s *logScanner) drain(ctx context.Context) (done bool, err error) {
+	for {
+		part, err := s.r.ReadSlice('\n')
+		s.line = append(s.line, part...)
+		if err == bufio.ErrBufferFull {
+			continue
+		}
+		if err == io.EOF {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("read log: %w", err)
+		}
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		entry, ok := parseEntry(s.line)
+		s.line = s.line[:0]
+		if !ok || !s.opts.Since.IsZero() && entry.Time.Before(s.opts.Since) {
+			continue
+		}
+		if !s.opts.Until.IsZero() && entry.Time.After(s.opts.Until) {
+			return true, nil
+		}
+		if entry.Stream == Stdout && !s.opts.Stdout || entry.Stream == Stderr && !s.opts.Stderr {
+			continue
+		}
+		if err := s.emit(entry); err != nil {
+			return false, err
+		}
+	}
+}
+
+// parseEntry reads one line of a log; a torn one is not ok.
+func parseEntry(line []byte) (LogEntry, bool) {
+	var v struct {
+		Log    string    `json:"log"`
+		Stream string    `json:"stream"`
+		Time   time.Time `json:"time"`
+	}
+	if json.Unmarshal(line, &v) != nil {
+		return LogEntry{}, false
+	}
+	e := LogEntry{Stream: Stdout, Time: v.Time, Line: []byte(v.Log)}
+	if v.Stream == "stderr" {
+		e.Stream = Stderr
+	}
+	return e, true
+}
+
+// tailOffset is where the last n lines begin.
+func tailOffset(f *os.File, n int) (int64, error) {
+	if n < 0 {
+		return 0, nil
+	}
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil || n == 0 {
+		return end, err
+	}
+	buf := make([]byte, 32<<10)
+	seen := -1 // the last line's own line feed doesn't count
+	for end > 0 {
+		at := max(0, end-int64(len(buf)))
+		b := buf[:end-at]
+		if _, err := f.ReadAt(b, at); err != nil {
+			return 0, err
+		}
+		for i := bytes.LastIndexByte(b, '\n'); i >= 0; i = bytes.LastIndexByte(b[:i], '\n') {
+			if seen++; seen == n {
+				return at + int64(i) + 1, nil
+			}
+		}
+		end = at
+	}
+	return 0, nil
+}

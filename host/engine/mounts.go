@@ -1,0 +1,300 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+var volumeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+
+// bindNoOps are options that say nothing to us: there is no SELinux, nothing
+// propagates between host and guest, and every share is consistent.
+var bindNoOps = []string{
+	"z", "Z", "cached", "delegated", "consistent", "default",
+	"private", "rprivate", "shared", "rshared", "slave", "rslave",
+}
+
+// dockerSocket is where containers look for the API.
+var dockerSockets = []string{"/var/run/docker.sock", "/run/docker.sock"}
+
+// parseBind reads one of HostConfig.Binds, SOURCE:DESTINATION[:OPTIONS].
+func parseBind(spec string) (mountRecord, error) {
+	parts := strings.Split(spec, ":")
+	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" {
+		return mountRecord{}, invalid("invalid volume specification: '%s'", spec)
+	}
+	m := mountRecord{MountPoint: container.MountPoint{RW: true}}
+	if len(parts) == 3 {
+		m.Mode = parts[2]
+		for _, o := range strings.Split(parts[2], ",") {
+			switch {
+			case o == "ro":
+				m.RW = false
+			case o == "nocopy":
+				m.NoCopy = true
+			case o == "rw", slices.Contains(bindNoOps, o):
+			default:
+				return m, invalid("invalid volume specification: '%s': invalid mode: %s", spec, parts[2])
+			}
+		}
+	}
+	var err error
+	if m.Destination, err = mountTarget(parts[1]); err != nil {
+		return m, invalid("invalid volume specification: '%s': %s", spec, err)
+	}
+	if strings.HasPrefix(parts[0], "/") {
+		m.Type, m.Source, m.Propagation = mount.TypeBind, path.Clean(parts[0]), mount.PropagationRPrivate
+		if m.NoCopy {
+			return m, invalid("invalid volume specification: '%s': nocopy is only for volumes", spec)
+		}
+		return m, checkBindSource(m.Source)
+	}
+	if !volumeName.MatchString(parts[0]) {
+		return m, invalid("%q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", parts[0])
+	}
+	m.Type, m.Name, m.Driver = mount.TypeVolume, parts[0], "local"
+	if m.Mode == "" {
+		m.Mode = "z" // what Docker shows
+	}
+	return m, nil
+}
+
+func mountTarget(p string) (string, error) {
+	if !strings.HasPrefix(p, "/") {
+		return "", fmt.Errorf("invalid mount path: '%s' mount path must be absolute", p)
+	}
+	p = path.Clean(p)
+	if p == "/" {
+		return "", errors.New("destination can't be '/'")
+	}
+	return p, nil
+}
+
+func checkBindSource(src string) error {
+	if slices.Contains(dockerSockets, src) {
+		return unsupported("the source %s", src)
+	}
+	return nil
+}
+
+// parseMount reads one of HostConfig.Mounts.
+func parseMount(m mount.Mount) (mountRecord, error) {
+	out := mountRecord{Spec: true, MountPoint: container.MountPoint{Type: m.Type, RW: !m.ReadOnly}}
+	bad := func(format string, args ...any) (mountRecord, error) {
+		return out, invalid("invalid mount config for type %q: %s", m.Type, fmt.Sprintf(format, args...))
+	}
+	if m.Target == "" {
+		return bad("field Target must not be empty")
+	}
+	target, err := mountTarget(m.Target)
+	if err != nil {
+		return bad("%s", err)
+	}
+	out.Destination = target
+	switch m.Type {
+	case mount.TypeBind:
+		if m.Source == "" {
+			return bad("field Source must not be empty")
+		}
+		if !strings.HasPrefix(m.Source, "/") {
+			return bad("invalid mount path: '%s' mount path must be absolute", m.Source)
+		}
+		out.Source, out.Propagation = path.Clean(m.Source), mount.PropagationRPrivate
+		if o := m.BindOptions; o != nil {
+			out.Create = o.CreateMountpoint
+			if err := refuse([]named{
+				{"BindOptions.NonRecursive", o.NonRecursive},
+				{"BindOptions.ReadOnlyNonRecursive", o.ReadOnlyNonRecursive},
+				{"BindOptions.ReadOnlyForceRecursive", o.ReadOnlyForceRecursive},
+			}); err != nil {
+				return out, err
+			}
+		}
+		if _, err := os.Stat(out.Source); errors.Is(err, fs.ErrNotExist) && !out.Create {
+			return bad("bind source path does not exist: %s", m.Source)
+		}
+		return out, checkBindSource(out.Source)
+	case mount.TypeVolume:
+		return volumeMount(m, out)
+	case mount.TypeTmpfs:
+		if m.Source != "" {
+			return bad("field Source must not be specified")
+		}
+		out.Options, err = tmpfsMountOptions(m)
+		return out, err
+	}
+	return out, unsupported("a mount of type %q", m.Type)
+}
+
+func volumeMount(m mount.Mount, out mountRecord) (mountRecord, error) {
+	if m.Source != "" && !volumeName.MatchString(m.Source) {
+		return out, invalid("%q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", m.Source)
+	}
+	out.Name, out.Driver, out.Mode = m.Source, "local", "z"
+	if o := m.VolumeOptions; o != nil {
+		out.NoCopy = o.NoCopy
+		driver := o.DriverConfig != nil && (o.DriverConfig.Name != "" && o.DriverConfig.Name != "local" || len(o.DriverConfig.Options) > 0)
+		return out, refuse([]named{
+			{"VolumeOptions.Subpath", o.Subpath != ""},
+			{"VolumeOptions.DriverConfig", driver},
+		})
+	}
+	return out, nil
+}
+
+func tmpfsMountOptions(m mount.Mount) ([]string, error) {
+	opts := []string{"noexec", "nosuid", "nodev"}
+	if m.ReadOnly {
+		opts = append(opts, "ro")
+	}
+	o := m.TmpfsOptions
+	if o == nil {
+		return opts, nil
+	}
+	if o.SizeBytes < 0 {
+		return nil, invalid("invalid mount config for type \"tmpfs\": size of %d bytes", o.SizeBytes)
+	}
+	if o.SizeBytes > 0 {
+		opts = append(opts, "size="+strconv.FormatInt(o.SizeBytes, 10))
+	}
+	if o.Mode != 0 {
+		opts = append(opts, fmt.Sprintf("mode=%o", o.Mode))
+	}
+	for _, kv := range o.Options {
+		opts = append(opts, strings.Join(kv, "="))
+	}
+	return opts, nil
+}
+
+// tmpfsOptions are those of --tmpfs PATH:OPTIONS.
+func tmpfsOptions(s string) []string {
+	opts := []string{"noexec", "nosuid", "nodev"}
+	for _, o := range strings.Split(s, ",") {
+		switch o {
+		case "":
+		case "exec", "suid", "dev":
+			opts = slices.DeleteFunc(opts, func(have string) bool { return have == "no"+o })
+		default:
+			if !slices.Contains(opts, o) {
+				opts = append(opts, o)
+			}
+		}
+	}
+	return opts
+}
+
+// planMounts lists a container's mounts in Docker's order of precedence:
+// Binds and Mounts, then Tmpfs, then the image's volumes where nothing else is.
+func planMounts(cfg *container.Config, h *container.HostConfig) ([]mountRecord, error) {
+	var out []mountRecord
+	taken := map[string]bool{}
+	add := func(m mountRecord) error {
+		if taken[m.Destination] {
+			return invalid("Duplicate mount point: %s", m.Destination)
+		}
+		taken[m.Destination] = true
+		out = append(out, m)
+		return nil
+	}
+	for _, spec := range h.Binds {
+		m, err := parseBind(spec)
+		if err == nil {
+			err = add(m)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, spec := range h.Mounts {
+		m, err := parseMount(spec)
+		if err == nil {
+			err = add(m)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for dst, opts := range h.Tmpfs {
+		target, err := mountTarget(dst)
+		if err != nil {
+			return nil, invalid("%s", err)
+		}
+		m := mountRecord{Hidden: true, Options: tmpfsOptions(opts), MountPoint: container.MountPoint{Type: mount.TypeTmpfs, Destination: target, RW: true}}
+		if err := add(m); err != nil {
+			return nil, err
+		}
+	}
+	for dst := range cfg.Volumes {
+		target, err := mountTarget(dst)
+		if err != nil {
+			return nil, invalid("%s", err)
+		}
+		if taken[target] {
+			continue
+		}
+		if err := add(mountRecord{MountPoint: container.MountPoint{Type: mount.TypeVolume, Destination: target, Driver: "local", RW: true}}); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(out, func(a, b mountRecord) int { return strings.Compare(a.Destination, b.Destination) })
+	return out, nil
+}
+
+// ociMounts turns a container's mounts into those of its spec, exporting what
+// lies on the host. The caller closes the exports, also after an error.
+func (e *Engine) ociMounts(ms []mountRecord) (out []specs.Mount, exports []Export, err error) {
+	for _, m := range ms {
+		access := "rw"
+		if !m.RW {
+			access = "ro"
+		}
+		switch m.Type {
+		case mount.TypeBind:
+			if err := ensureSource(m); err != nil {
+				return nil, exports, err
+			}
+			x, err := e.cfg.Export(m.Source, !m.RW)
+			if err != nil {
+				return nil, exports, fmt.Errorf("mount %s: %w", m.Source, err)
+			}
+			exports = append(exports, x)
+			out = append(out, specs.Mount{Destination: m.Destination, Type: "host", Source: x.Name(), Options: []string{access}})
+		case mount.TypeVolume:
+			opts := []string{access}
+			if m.NoCopy {
+				opts = append(opts, "nocopy")
+			}
+			out = append(out, specs.Mount{Destination: m.Destination, Type: "volume", Source: m.VolumeID, Options: opts})
+		case mount.TypeTmpfs:
+			out = append(out, specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: m.Options})
+		}
+	}
+	return out, exports, nil
+}
+
+// ensureSource makes a missing source of -v, as the user.
+func ensureSource(m mountRecord) error {
+	_, err := os.Stat(m.Source)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return nil // Export tells what is wrong
+	}
+	if m.Spec && !m.Create {
+		return invalid("invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source)
+	}
+	if err := os.MkdirAll(filepath.FromSlash(m.Source), 0o755); err != nil {
+		return fmt.Errorf("error while creating mount source path '%s': %w", m.Source, err)
+	}
+	return nil
+}

@@ -1,0 +1,136 @@
+package engine
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+)
+
+// record is what is stored of a container.
+type record struct {
+	ID      string
+	Name    string // without the slash that the API puts before it
+	Created time.Time
+	ImageID string
+	// Layers are the image's, so that a container outlives its image's name.
+	Layers     []string
+	Args       []string // entrypoint and command
+	Config     *container.Config
+	HostConfig *container.HostConfig
+	// Endpoint is what was asked of the network; may be nil.
+	Endpoint *network.EndpointSettings `json:",omitempty"`
+	Mounts   []mountRecord             `json:",omitempty"`
+	State    state
+	// RestartCount counts restarts by policy.
+	RestartCount int
+	// Stopped says that a user has stopped it.
+	Stopped bool
+	// Started says that the guest may hold a writable layer.
+	Started bool
+}
+
+// state of a container.
+type state struct {
+	Status     container.ContainerState
+	Pid        int
+	ExitCode   int
+	OOMKilled  bool
+	Error      string
+	StartedAt  time.Time
+	FinishedAt time.Time
+}
+
+// mountRecord is one of a container's mounts.
+type mountRecord struct {
+	container.MountPoint
+	// VolumeID is the volume's directory in the guest.
+	VolumeID string `json:",omitempty"`
+	// NoCopy keeps an empty volume empty.
+	NoCopy bool `json:",omitempty"`
+	// Anonymous volumes go with the container.
+	Anonymous bool `json:",omitempty"`
+	// Options of a tmpfs.
+	Options []string `json:",omitempty"`
+	// Hidden mounts are not shown (--tmpfs).
+	Hidden bool `json:",omitempty"`
+	// Spec says that it was given as HostConfig.Mounts, where a missing
+	// source is an error.
+	Spec bool `json:",omitempty"`
+	// Create makes a missing source in spite of Spec.
+	Create bool `json:",omitempty"`
+}
+
+// writeJSON replaces a file by v. With sync it outlives a power cut, without
+// it only the daemon's own death.
+func writeJSON(path string, v any, sync bool) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, ".tmp-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // no-op once renamed
+	_, err = f.Write(data)
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err == nil && sync {
+		err = syncDir(dir)
+	}
+	return err
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func readJSON(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+func (e *Engine) containerDir(id string) string {
+	return filepath.Join(e.cfg.Home, "containers", id)
+}
+
+func (e *Engine) logPath(id string) string {
+	return filepath.Join(e.containerDir(id), "json.log")
+}
+
+// save stores a container; the caller holds its mu.
+func (e *Engine) save(c *ctr) error {
+	sync := !c.rec.HostConfig.AutoRemove
+	if err := writeJSON(filepath.Join(e.containerDir(c.id), "config.json"), &c.rec, sync); err != nil {
+		return fmt.Errorf("store container %s: %w", c.rec.Name, err)
+	}
+	return nil
+}
+
+// trySave is for changes that have happened whether they can be stored or not.
+func (e *Engine) trySave(c *ctr) {
+	if err := e.save(c); err != nil {
+		e.log.Error("container's state is not stored", "id", c.id, "error", err)
+	}
+}

@@ -1,0 +1,256 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	apinet "github.com/moby/moby/api/types/network"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"sampan/host/network"
+	"sampan/proto"
+)
+
+// run is one life of a container's first process, and what it holds on the
+// host.
+type run struct {
+	guest   Guest
+	release func() // lets the machine stop when idle
+	streams *streams
+	hub     *hub
+	exports []Export
+	ip      netip.Addr
+	mac     apinet.HardwareAddr
+	ports   []*network.Port
+	bound   apinet.PortMap
+	started time.Time
+	ended   chan struct{} // closed when the container's state says so
+	// signals is held while a signal is sent and told of: its event precedes
+	// that of the end.
+	signals sync.Mutex
+}
+
+// Start starts a container, booting the machine if need be.
+func (e *Engine) Start(ctx context.Context, name string) error {
+	c, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	return e.start(ctx, c, true)
+}
+
+// start runs a container. Once it has begun, the end of ctx no longer stops it.
+func (e *Engine) start(ctx context.Context, c *ctr, byUser bool) error {
+	select {
+	case c.op <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-c.op }()
+
+	c.mu.Lock()
+	switch {
+	case ctx.Err() != nil: // a stop that came together with the end of the back-off
+		c.mu.Unlock()
+		return ctx.Err()
+	case c.removing:
+		c.mu.Unlock()
+		return conflict("container is marked for removal and cannot be started")
+	case c.run != nil:
+		c.mu.Unlock()
+		return notModified("container %s is already running", c.id)
+	}
+	if byUser {
+		c.stopRestart()
+		c.failures, c.rec.Stopped = 0, false
+	}
+	h := c.hub
+	c.mu.Unlock()
+
+	err := e.begin(context.WithoutCancel(ctx), c, h)
+	if err == nil {
+		return nil
+	}
+	e.startFailed(c, h, err)
+	return startError("failed to start container: ", err)
+}
+
+// begin does what Start is about; the caller holds op.
+func (e *Engine) begin(ctx context.Context, c *ctr, h *hub) (err error) {
+	r := &run{hub: h, ended: make(chan struct{}), release: e.machine.Hold()}
+	defer func() {
+		if err != nil {
+			e.free(r)
+		}
+	}()
+	if r.guest, err = e.session(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	rec := c.rec // its parts are not modified once created
+	c.mu.Unlock()
+	req, err := e.startRequest(ctx, &rec, r)
+	if err != nil {
+		return err
+	}
+	var log *logWriter
+	if rec.HostConfig.LogConfig.Type != "none" {
+		if log, err = openLog(e.logPath(c.id), e.log); err != nil {
+			return err
+		}
+	}
+	// From here on the guest may hold a writable layer.
+	c.mu.Lock()
+	c.rec.Started = true
+	c.mu.Unlock()
+	var pid int32
+	r.streams, err = openStreams(ctx, r.guest, c.id, "", req.Streams, func(ctx context.Context) error {
+		resp, err := r.guest.Start(ctx, req)
+		pid = resp.GetPid()
+		return err
+	})
+	if err != nil {
+		if log != nil {
+			log.close()
+		}
+		return err
+	}
+	r.started = time.Now().UTC()
+	c.mu.Lock()
+	c.run, c.log = r, log
+	s := &c.rec.State
+	s.Status, s.Pid, s.ExitCode, s.OOMKilled, s.Error = container.StateRunning, int(pid), 0, false, ""
+	s.StartedAt, s.FinishedAt = r.started, time.Time{}
+	e.trySave(c)
+	c.mu.Unlock()
+	e.emitContainer(c, events.ActionStart, nil)
+	e.wg.Go(func() { e.supervise(c, r, log) })
+	return nil
+}
+
+// startRequest makes the request for the guest, and takes what it needs on the
+// host into r.
+func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.StartRequest, error) {
+	mounts, exports, err := e.ociMounts(rec.Mounts)
+	r.exports = exports
+	if err != nil {
+		return nil, err
+	}
+	spec, err := makeSpec(specInput{ID: rec.ID, Arch: e.cfg.Arch, Config: rec.Config, Host: rec.HostConfig, Args: rec.Args, Mounts: mounts})
+	if err != nil {
+		return nil, err
+	}
+	req := &proto.StartRequest{
+		Id: rec.ID, Layers: rec.Layers,
+		Streams: &proto.Streams{Tty: rec.Config.Tty, Stdin: rec.Config.OpenStdin, Stdout: true, Stderr: true},
+		Init:    rec.HostConfig.Init != nil && *rec.HostConfig.Init,
+	}
+	if spec.Process.ConsoleSize != nil {
+		req.Size = &proto.TerminalSize{Rows: uint32(spec.Process.ConsoleSize.Height), Columns: uint32(spec.Process.ConsoleSize.Width)}
+	}
+	if req.Spec, err = json.Marshal(spec); err != nil {
+		return nil, err
+	}
+	if onBridge(rec.HostConfig.NetworkMode) {
+		if err := e.connect(rec, r); err != nil {
+			return nil, err
+		}
+		req.Endpoints = []*proto.Endpoint{{
+			Bridge: bridgeName, Gateway: cidr(bridgeGateway), Address: cidr(r.ip),
+			Mac: r.mac.String(), Name: "eth0",
+		}}
+	}
+	req.Files, err = netFiles(rec, r.ip, e.cfg.DNS, e.cfg.HostGateway)
+	return req, err
+}
+
+// free gives back what a run holds on the host. r.hub is not closed.
+func (e *Engine) free(r *run) {
+	for _, p := range r.ports {
+		p.Close()
+	}
+	if r.ip.IsValid() {
+		e.ipam.release(r.ip)
+	}
+	for _, x := range r.exports {
+		if err := x.Close(); err != nil {
+			e.log.Warn("end of a share", "name", x.Name(), "error", err)
+		}
+	}
+	r.release()
+}
+
+// startFailed notes why a container did not start.
+func (e *Engine) startFailed(c *ctr, h *hub, err error) {
+	c.mu.Lock()
+	s := &c.rec.State
+	s.ExitCode, s.Error = startExitCode(err), message(err)
+	if s.Status == container.StateRestarting {
+		s.Status = container.StateExited
+	}
+	c.hub = newHub(e.containerDir(c.id), c.rec.Config.OpenStdin)
+	auto := c.rec.HostConfig.AutoRemove
+	e.trySave(c)
+	c.notify(false)
+	c.mu.Unlock()
+	h.close()
+	if auto {
+		e.wg.Go(func() {
+			if err := e.Remove(e.ctx, c.id, RemoveOptions{Volumes: true}); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
+				e.log.Error("remove container", "id", c.id, "error", err)
+			}
+		})
+	}
+}
+
+// message is an error's text, without what ttrpc and the agent put before it.
+func message(err error) string {
+	if s, ok := status.FromError(err); ok && s.Code() != codes.OK {
+		return agentPrefix.ReplaceAllString(s.Message(), "")
+	}
+	return err.Error()
+}
+
+var agentPrefix = regexp.MustCompile(`^container [0-9a-f]{64}: `)
+
+// startExitCode is Docker's: what a shell would say.
+func startExitCode(err error) int {
+	switch status.Code(err) {
+	case codes.NotFound:
+		return 127
+	case codes.PermissionDenied:
+		return 126
+	}
+	return 128
+}
+
+// startError turns the agent's refusals into errors of the caller's class.
+// Clients tell 127 and 126 by the words.
+func startError(prefix string, err error) error {
+	text := prefix + message(err)
+	switch status.Code(err) {
+	case codes.NotFound, codes.PermissionDenied, codes.FailedPrecondition:
+		return errdefs.ErrInvalidArgument.WithMessage(text)
+	}
+	if isClassed(err) {
+		return err
+	}
+	if errors.Is(err, network.ErrInUse) {
+		return errdefs.ErrInternal.WithMessage(text)
+	}
+	return fmt.Errorf("%s%w", prefix, err)
+}
+
+func isClassed(err error) bool {
+	return errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err) || errdefs.IsConflict(err) || errdefs.IsNotImplemented(err)
+}

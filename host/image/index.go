@@ -1,0 +1,125 @@
+package image
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+)
+
+// index is the store's list of what it has. A value that others can see is
+// never changed, only replaced (see Store.update).
+type index struct {
+	Version int `json:"version"`
+	// Images by ID.
+	Images map[string]record `json:"images"`
+	// Names to IDs: full references with a tag or a digest.
+	Names map[string]string `json:"names"`
+	// Layers by diff ID.
+	Layers map[string]layerRecord `json:"layers"`
+}
+
+type record struct {
+	// Manifest is the digest of the manifest, if the image came with one.
+	Manifest string   `json:"manifest,omitempty"`
+	DiffIDs  []string `json:"diffIDs"`
+}
+
+type layerRecord struct {
+	// Size of the files in the layer.
+	Size int64 `json:"size"`
+}
+
+const indexVersion = 1
+
+func newIndex() *index {
+	return &index{Version: indexVersion, Images: map[string]record{}, Names: map[string]string{}, Layers: map[string]layerRecord{}}
+}
+
+func (ix *index) clone() *index {
+	return &index{Version: ix.Version, Images: maps.Clone(ix.Images), Names: maps.Clone(ix.Names), Layers: maps.Clone(ix.Layers)}
+}
+
+// usesLayer reports whether an image has the layer.
+func (ix *index) usesLayer(diffID string) bool {
+	for _, rec := range ix.Images {
+		for _, d := range rec.DiffIDs {
+			if d == diffID {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// blobs are the digests of all blobs that images need.
+func (ix *index) blobs() map[string]bool {
+	m := map[string]bool{}
+	for id, rec := range ix.Images {
+		m[id] = true
+		if rec.Manifest != "" {
+			m[rec.Manifest] = true
+		}
+	}
+	return m
+}
+
+func readIndex(path string) (*index, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return newIndex(), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	ix := newIndex()
+	if err := json.Unmarshal(b, ix); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if ix.Version != indexVersion {
+		return nil, fmt.Errorf("%s: version %d, this build knows %d", path, ix.Version, indexVersion)
+	}
+	return ix, nil
+}
+
+// writeFile makes a file appear with its contents, or not at all: tmp is where
+// it grows.
+func writeFile(tmp, path string, b []byte) error {
+	f, err := os.CreateTemp(tmp, "file-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // after the rename: nothing
+	if _, err := f.Write(b); err != nil {
+		f.Close()
+		return err
+	}
+	return publish(f, path)
+}
+
+// publish closes a temporary file and gives it its name, durably.
+func publish(f *os.File, path string) error {
+	err := f.Sync()
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

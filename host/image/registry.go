@@ -1,0 +1,236 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// found is an image of a registry, of which only documents were read yet.
+type found struct {
+	// digest of what the name stands for: of the index, if it is one.
+	digest   string
+	manifest []byte
+	config   []byte
+	diffIDs  []string
+	layers   []ocispec.Descriptor
+	open     func(digest string) (io.ReadCloser, error)
+}
+
+// find resolves a name at its registry.
+func find(ctx context.Context, named reference.Named, o PullOptions) (*found, error) {
+	ref, options, err := target(ctx, named, o)
+	if err != nil {
+		return nil, err
+	}
+	desc, err := remote.Get(ref, options...)
+	if err != nil {
+		return nil, registryError(named, err)
+	}
+	top := desc.Digest.String()
+	if desc.MediaType.IsIndex() {
+		index, err := v1.ParseIndexManifest(strings.NewReader(string(desc.Manifest)))
+		if err != nil {
+			return nil, fmt.Errorf("image index of %s: %w", reference.FamiliarString(named), err)
+		}
+		digest, err := choose(index.Manifests, o.platform())
+		if err != nil {
+			return nil, err
+		}
+		if desc, err = remote.Get(ref.Context().Digest(digest.String()), options...); err != nil {
+			return nil, registryError(named, err)
+		}
+	}
+	if !desc.MediaType.IsImage() || desc.MediaType.IsSchema1() {
+		return nil, errorOf(ErrInvalid, "%s: media type %q is not supported", reference.FamiliarString(named), desc.MediaType)
+	}
+	img, err := desc.Image()
+	if err != nil {
+		return nil, registryError(named, err)
+	}
+	f := &found{digest: top, manifest: desc.Manifest}
+	m, err := parseManifest(desc.Manifest)
+	if err != nil {
+		return nil, fmt.Errorf("manifest of %s: %w", reference.FamiliarString(named), err)
+	}
+	f.layers = m.Layers
+	if f.config, err = img.RawConfigFile(); err != nil {
+		return nil, registryError(named, err)
+	}
+	if digestOf(f.config) != m.Config.Digest.String() {
+		return nil, fmt.Errorf("configuration of %s has not the digest %s", reference.FamiliarString(named), m.Config.Digest)
+	}
+	if f.diffIDs, err = parseConfig(f.config, len(m.Layers)); err != nil {
+		return nil, fmt.Errorf("configuration of %s: %w", reference.FamiliarString(named), err)
+	}
+	f.open = func(digest string) (io.ReadCloser, error) {
+		h, err := v1.NewHash(digest)
+		if err != nil {
+			return nil, err
+		}
+		l, err := img.LayerByDigest(h)
+		if err != nil {
+			return nil, err
+		}
+		return l.Compressed()
+	}
+	return f, nil
+}
+
+// target is a name in the words of the registry client.
+func target(ctx context.Context, named reference.Named, o PullOptions) (name.Reference, []remote.Option, error) {
+	var nameOptions []name.Option
+	loopback := isLoopback(reference.Domain(named))
+	if loopback {
+		nameOptions = append(nameOptions, name.Insecure)
+	}
+	ref, err := name.ParseReference(named.String(), nameOptions...)
+	if err != nil {
+		return nil, nil, &classed{text: "invalid reference format", class: ErrInvalid, cause: err}
+	}
+	base := o.Transport
+	if base == nil {
+		base = remote.DefaultTransport
+	}
+	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(&guard{base: base, loopback: loopback}), remote.WithUserAgent("sampan")}
+	if o.Auth != nil {
+		options = append(options, remote.WithAuth(o.Auth))
+	} else {
+		options = append(options, remote.WithAuthFromKeychain(authn.DefaultKeychain))
+	}
+	return ref, options, nil
+}
+
+// guard keeps a registry from making us talk to where we shouldn't: no plain
+// HTTP, unless to this machine, and no redirect to this machine from outside.
+// It bounds manifests.
+type guard struct {
+	base     http.RoundTripper
+	loopback bool // the registry is on this machine
+}
+
+func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
+	switch local := isLoopback(req.URL.Host); {
+	case local && !g.loopback:
+		return nil, fmt.Errorf("registry points to this machine (%s)", req.URL.Host)
+	case !local && req.URL.Scheme != "https":
+		return nil, fmt.Errorf("%s: plain HTTP is only used for registries on this machine", req.URL.Host)
+	}
+	resp, err := g.base.RoundTrip(req)
+	if err == nil && strings.Contains(req.URL.Path, "/manifests/") {
+		resp.Body = &bounded{ReadCloser: resp.Body, left: maxDocument}
+	}
+	return resp, err
+}
+
+type bounded struct {
+	io.ReadCloser
+	left int
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= n; b.left < 0 {
+		return 0, fmt.Errorf("manifest of more than %d bytes", maxDocument)
+	}
+	return n, err
+}
+
+// isLoopback reports whether a host, maybe with a port, is this machine.
+func isLoopback(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.Trim(host, "[]")
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// choose picks the manifest for a platform.
+func choose(manifests []v1.Descriptor, want ocispec.Platform) (v1.Hash, error) {
+	best, score := v1.Hash{}, -1
+	for _, m := range manifests {
+		if m.Platform == nil || m.Platform.OS != want.OS || m.Platform.Architecture != want.Architecture {
+			continue
+		}
+		got, asked := variant(m.Platform.Architecture, m.Platform.Variant), variant(want.Architecture, want.Variant)
+		s := 0
+		if got == asked {
+			s = 1
+		} else if want.Variant != "" {
+			continue
+		}
+		if s > score {
+			best, score = m.Digest, s
+		}
+	}
+	if score < 0 {
+		return best, errorOf(ErrNotFound, "no matching manifest for %s in the manifest list entries", platformString(want))
+	}
+	return best, nil
+}
+
+// variant names an architecture's variant, also the one that goes without
+// saying.
+func variant(arch, v string) string {
+	switch {
+	case v == "" && arch == "arm64":
+		return "v8"
+	case v == "" && arch == "arm":
+		return "v7"
+	case v == "" && arch == "amd64":
+		return "v1"
+	}
+	return v
+}
+
+func platformString(p ocispec.Platform) string {
+	s := p.OS + "/" + p.Architecture
+	if p.Variant != "" {
+		s += "/" + p.Variant
+	}
+	return s
+}
+
+// registryError puts a registry's answer into Docker's words.
+func registryError(named reference.Named, err error) error {
+	var te *transport.Error
+	if errors.As(err, &te) {
+		code, text := transport.ErrorCode(""), http.StatusText(te.StatusCode)
+		if len(te.Errors) > 0 {
+			code = te.Errors[0].Code
+			text = strings.ToLower(strings.ReplaceAll(string(code), "_", " ")) + ": " + te.Errors[0].Message
+		}
+		short := reference.FamiliarName(named)
+		switch {
+		case code == transport.ManifestUnknownErrorCode, code == "" && te.StatusCode == http.StatusNotFound:
+			return &classed{text: fmt.Sprintf("manifest for %s not found: %s", reference.FamiliarString(named), text), class: ErrNotFound, cause: err}
+		case code == transport.NameUnknownErrorCode:
+			return &classed{text: fmt.Sprintf("repository %s not found: %s", short, text), class: ErrNotFound, cause: err}
+		case code == transport.DeniedErrorCode, code == transport.UnauthorizedErrorCode,
+			te.StatusCode == http.StatusUnauthorized, te.StatusCode == http.StatusForbidden:
+			return &classed{text: fmt.Sprintf("pull access denied for %s, repository does not exist or may require 'docker login': %s", short, text), class: ErrNotFound, cause: err}
+		}
+	}
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		return fmt.Errorf("pull %s: %w", reference.FamiliarString(named), ue)
+	}
+	return fmt.Errorf("pull %s: %w", reference.FamiliarString(named), err)
+}

@@ -1,0 +1,158 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/containerd/ttrpc"
+
+	"sampan/proto"
+	"sampan/vm"
+)
+
+// errCrashed is wrapped when the guest's kernel died before its agent called.
+var errCrashed = errors.New("the guest crashed")
+
+// start boots the machine and returns the session with its agent. A guest that
+// crashes before its agent calls gets a second chance: under QEMU's emulation
+// one boot in some thirty dies while the kernel patches its own code.
+func (m *Machine) start(ctx context.Context) (*Guest, error) {
+	g, err := m.attempt(ctx)
+	if errors.Is(err, errCrashed) && ctx.Err() == nil {
+		m.cfg.Log.Warn("booting once more", "error", err)
+		g, err = m.attempt(ctx)
+	}
+	return g, err
+}
+
+// attempt boots once. On failure nothing is left running.
+func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
+	begin := time.Now()
+	m.mu.Lock()
+	m.stages = nil
+	m.mu.Unlock()
+	stage := func(name string) {
+		m.mu.Lock()
+		m.stages = append(m.stages, Stage{name, time.Since(begin)})
+		m.mu.Unlock()
+	}
+	kernel, initrd, err := m.cfg.Kernel()
+	if err != nil {
+		return nil, err
+	}
+	if err := m.ensureDisk(); err != nil {
+		return nil, err
+	}
+	stage("bundle")
+	console, err := openConsole(m.cfg.ConsoleLog)
+	if err != nil {
+		return nil, err
+	}
+	g := &Guest{console: console, done: make(chan struct{}), hungUp: make(chan struct{}), gone: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			g.end()
+		}
+	}()
+	cfg := vm.Config{
+		Kernel: kernel, Initrd: initrd, CPUs: m.cfg.CPUs, Memory: m.cfg.Memory,
+		Disks:   []vm.Disk{{Path: m.cfg.DataDisk, Serial: proto.DataDiskSerial}},
+		Shares:  m.cfg.Shares,
+		Console: console, Stage: stage, Log: m.cfg.Log,
+	}
+	var uplink *proto.Uplink
+	if m.cfg.Network != nil {
+		cfg.NIC, uplink, g.detach, err = m.cfg.Network.Attach()
+		if err != nil {
+			return nil, fmt.Errorf("attach network: %w", err)
+		}
+		defer cfg.NIC.File.Close()
+	}
+	g.vm, err = m.cfg.Driver.Boot(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			g.vm.Stop(context.Background())
+		}
+	}()
+	if err := m.meet(ctx, g, begin, stage, uplink); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// meet waits for the agent's call and configures the guest.
+func (m *Machine) meet(ctx context.Context, g *Guest, begin time.Time, stage func(string), uplink *proto.Uplink) error {
+	fail := func(name string, err error) error {
+		return &vm.BootError{Stage: name, After: time.Since(begin), Console: g.console.Tail(), Err: err}
+	}
+	conn, err := acceptAgent(ctx, g.vm)
+	if err != nil {
+		return fail("agent", err)
+	}
+	stage("agent")
+	g.client = ttrpc.NewClient(conn, ttrpc.WithOnClose(g.lost))
+	g.AgentService = proto.NewAgentClient(g.client)
+	cctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	g.Info, err = g.Configure(cctx, &proto.ConfigureRequest{
+		Version: proto.Version, TimeUnixNano: time.Now().UnixNano(),
+		Uplink: uplink, Hostname: "sampan",
+	})
+	if err != nil {
+		return fail("configure", err)
+	}
+	if g.Info.Version != proto.Version {
+		return fail("configure", fmt.Errorf("the guest speaks version %d of the protocol, this daemon %d: make the guest bundle again (make guest)", g.Info.Version, proto.Version))
+	}
+	stage("configured")
+	return nil
+}
+
+// acceptAgent waits for the agent's connection, the machine's end, or the
+// deadline.
+func acceptAgent(ctx context.Context, machine vm.Machine) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
+	defer cancel()
+	// The reason of a machine that has ended says more than the failed call's.
+	ended := func() error {
+		if err := machine.Wait(); err != nil {
+			return fmt.Errorf("%w: %w", errCrashed, err)
+		}
+		return errors.New("the guest turned itself off")
+	}
+	ln, err := machine.Listen(proto.PortControl)
+	if errors.Is(err, net.ErrClosed) {
+		return nil, ended()
+	} else if err != nil {
+		return nil, err
+	}
+	type accepted struct {
+		conn net.Conn
+		err  error
+	}
+	ch := make(chan accepted, 1)
+	go func() {
+		conn, err := ln.Accept() // ends with ln, and with the machine
+		ch <- accepted{conn, err}
+	}()
+	select {
+	case a := <-ch:
+		ln.Close()
+		if a.err != nil {
+			return nil, ended()
+		}
+		return a.conn, nil
+	case <-ctx.Done():
+		ln.Close()
+		if a := <-ch; a.conn != nil {
+			a.conn.Close()
+		}
+		return nil, fmt.Errorf("no call from the guest's agent: %w", ctx.Err())
+	}
+}

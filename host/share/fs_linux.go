@@ -1,0 +1,304 @@
+package share
+
+import (
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// fileSystem carries out FUSE requests on the host's files. What is not here
+// answers ENOSYS: locks, ioctl, poll and access stay in the guest's kernel.
+type fileSystem struct {
+	fuse.RawFileSystem
+	*table
+	exports   *exports // the root directory; nil when the root is a node
+	forbidden []fileID
+	log       *slog.Logger
+
+	devMu sync.Mutex
+	devs  map[uint64]uint64 // host's device to the number that tells inodes apart
+}
+
+// fileID tells an inode of the host from all others.
+type fileID struct{ dev, ino uint64 }
+
+// volume is what all nodes below one root have in common.
+type volume struct {
+	readOnly bool
+	// frozen: the guest sees the host's modes, all owned by root, and may
+	// cache everything for long.
+	frozen bool
+	// file: the root is no directory, and stays when its name changes.
+	file   bool
+	closed bool // by table.mu
+}
+
+const (
+	// dirTimeout is for how long the guest may use a directory's name and
+	// attributes without asking.
+	dirTimeout = time.Second
+	// fileTimeout is the same for the attributes of files. Their names are
+	// looked up at each use, which brings new attributes, so it counts only
+	// for what is open.
+	fileTimeout = 100 * time.Millisecond
+	// frozenTimeout is for what doesn't change.
+	frozenTimeout = time.Hour
+)
+
+func newFileSystem(maxFiles int, log *slog.Logger) *fileSystem {
+	if maxFiles <= 0 {
+		maxFiles = defaultMaxFiles()
+	}
+	return &fileSystem{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		table:         newTable(maxFiles),
+		log:           log,
+		devs:          map[uint64]uint64{},
+	}
+}
+
+// defaultMaxFiles is half of the process's descriptors: the image store's share
+// takes an eighth, the rest is for the daemon itself. The Go runtime has raised
+// the limit to the highest allowed.
+func defaultMaxFiles() int {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil || lim.Cur < 64 {
+		return 32
+	}
+	return int(min(lim.Cur, 1<<20) / 2)
+}
+
+// String names the file system in the guest's table of mounts.
+func (f *fileSystem) String() string { return "sampan" }
+
+// use holds the node of a request. What the guest can't name any more is stale.
+func (f *fileSystem) use(id uint64) (*node, fuse.Status) {
+	if n := f.node(id); n != nil {
+		return n, fuse.OK
+	}
+	if id == fuse.FUSE_ROOT_ID && f.exports != nil {
+		return nil, fuse.EROFS
+	}
+	return nil, fuse.Status(unix.ESTALE)
+}
+
+// change is use for a request that writes.
+func (f *fileSystem) change(id uint64) (*node, fuse.Status) {
+	n, st := f.use(id)
+	if st.Ok() && n.vol.readOnly {
+		f.put(n)
+		return nil, fuse.EROFS
+	}
+	return n, st
+}
+
+// changeIn is change for a request that names an entry of a directory.
+func (f *fileSystem) changeIn(id uint64, name string) (*node, fuse.Status) {
+	if st := checkName(name); !st.Ok() {
+		return nil, st
+	}
+	n, st := f.change(id)
+	if st.Ok() && !n.isDir() {
+		f.put(n)
+		return nil, fuse.ENOTDIR
+	}
+	return n, st
+}
+
+// checkName lets only one step down pass.
+func checkName(name string) fuse.Status {
+	switch {
+	case name == "" || name == "." || name == "..", strings.ContainsAny(name, "/\x00"):
+		return fuse.EINVAL
+	case len(name) > 255:
+		return fuse.Status(unix.ENAMETOOLONG)
+	}
+	return fuse.OK
+}
+
+// status is the guest's error for one of the host.
+func status(err error) fuse.Status {
+	var errno unix.Errno
+	switch {
+	case err == nil:
+		return fuse.OK
+	case !errors.As(err, &errno):
+		return fuse.EIO
+	case errno == unix.EMFILE:
+		return fuse.Status(unix.ENFILE)
+	case errno == unix.ENOSYS: // would switch the request off for good
+		return fuse.ENOTSUP
+	}
+	return fuse.Status(errno)
+}
+
+// child holds the node of an entry of p. Never follows a link.
+func (f *fileSystem) child(p *node, name string, st *unix.Stat_t) (*node, error) {
+	if err := fstatat(p.fd, name, st); err != nil {
+		return nil, err
+	}
+	if n := f.find(f.key(p.vol, st)); n != nil {
+		return n, nil
+	}
+	fd, err := openat(p.fd, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	return f.adopt(p.vol, fd, st)
+}
+
+// adopt makes a held node of a descriptor, which it takes over, and fills st.
+func (f *fileSystem) adopt(vol *volume, fd int, st *unix.Stat_t) (*node, error) {
+	if err := fstat(fd, st); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	if f.isForbidden(st) {
+		unix.Close(fd)
+		return nil, unix.EACCES
+	}
+	return f.add(f.key(vol, st), st.Mode&unix.S_IFMT, fd)
+}
+
+func (f *fileSystem) key(vol *volume, st *unix.Stat_t) nodeKey {
+	return nodeKey{vol: vol, dev: uint64(st.Dev), ino: st.Ino}
+}
+
+func (f *fileSystem) isForbidden(st *unix.Stat_t) bool {
+	for _, id := range f.forbidden {
+		if id == (fileID{uint64(st.Dev), st.Ino}) {
+			return true
+		}
+	}
+	return false
+}
+
+// guardEntry refuses to move or remove what is forbidden.
+func (f *fileSystem) guardEntry(p *node, name string) fuse.Status {
+	if len(f.forbidden) == 0 {
+		return fuse.OK
+	}
+	var st unix.Stat_t
+	if fstatat(p.fd, name, &st) == nil && f.isForbidden(&st) {
+		return fuse.EACCES
+	}
+	return fuse.OK
+}
+
+// inode is the number that the guest sees: the host's, and for all but the
+// first of the host's file systems a mark in the upper bits, so that programs
+// that tell files apart by it (tar, du) don't take two for one.
+func (f *fileSystem) inode(dev, ino uint64) uint64 {
+	f.devMu.Lock()
+	defer f.devMu.Unlock()
+	i, ok := f.devs[dev]
+	if !ok {
+		i = uint64(len(f.devs))
+		f.devs[dev] = i
+	}
+	return ino ^ i<<56
+}
+
+// Lookup finds an entry of a directory, or an export.
+func (f *fileSystem) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if st := checkName(name); !st.Ok() {
+		return st
+	}
+	var st unix.Stat_t
+	var n *node
+	var err error
+	if in.NodeId == fuse.FUSE_ROOT_ID && f.exports != nil {
+		n, err = f.exports.lookup(f, name, &st)
+	} else {
+		p, code := f.use(in.NodeId)
+		if !code.Ok() {
+			return code
+		}
+		defer f.put(p)
+		if !p.isDir() {
+			return fuse.ENOTDIR
+		}
+		n, err = f.child(p, name, &st)
+	}
+	if err != nil {
+		return status(err)
+	}
+	defer f.put(n)
+	return f.entry(n, &st, in.Caller, out)
+}
+
+// entry tells the guest of n.
+func (f *fileSystem) entry(n *node, st *unix.Stat_t, who fuse.Caller, out *fuse.EntryOut) fuse.Status {
+	if !f.remember(n) {
+		return fuse.Status(unix.ESTALE)
+	}
+	out.NodeId = n.id
+	out.Generation = 1
+	f.attributes(n, st, n.record(), who, &out.Attr)
+	switch {
+	case n.vol.frozen:
+		out.SetEntryTimeout(frozenTimeout)
+	case n.isDir():
+		out.SetEntryTimeout(dirTimeout)
+	}
+	out.SetAttrTimeout(n.attrTimeout())
+	return fuse.OK
+}
+
+func (n *node) attrTimeout() time.Duration {
+	switch {
+	case n.vol.frozen:
+		return frozenTimeout
+	case n.isDir():
+		return dirTimeout
+	case n.vol.file:
+		return 0 // the guest has it mounted: there is no name to look up
+	}
+	return fileTimeout
+}
+
+// Forget takes back what Lookup and its like gave out.
+func (f *fileSystem) Forget(id, count uint64) { f.forget(id, count) }
+
+// StatFs describes the host's file system under a node.
+func (f *fileSystem) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	if in.NodeId == fuse.FUSE_ROOT_ID && f.exports != nil {
+		*out = fuse.StatfsOut{Bsize: 4096, Frsize: 4096, NameLen: 255}
+		return fuse.OK
+	}
+	n, code := f.use(in.NodeId)
+	if !code.Ok() {
+		return code
+	}
+	defer f.put(n)
+	var st unix.Statfs_t
+	if err := retry(func() error { return unix.Fstatfs(n.fd, &st) }); err != nil {
+		return status(err)
+	}
+	*out = fuse.StatfsOut{
+		Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail, Files: st.Files, Ffree: st.Ffree,
+		Bsize: uint32(st.Bsize), Frsize: uint32(st.Frsize), NameLen: uint32(st.Namelen),
+	}
+	return fuse.OK
+}
+
+// syncAll brings everything that the guest may have written to the disk.
+func (f *fileSystem) syncAll() fuse.Status {
+	code := fuse.OK
+	for _, n := range f.perDevice() {
+		// Not even readable means that nothing of it can be open either.
+		if fd, err := openat(unix.AT_FDCWD, n.proc, unix.O_RDONLY|unix.O_NONBLOCK, 0); err == nil {
+			if err := unix.Syncfs(fd); err != nil && code.Ok() {
+				code = status(err)
+			}
+			unix.Close(fd)
+		}
+		f.put(n)
+	}
+	return code
+}

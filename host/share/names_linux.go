@@ -1,0 +1,265 @@
+package share
+
+import (
+	"errors"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// made records what the guest gave a new inode, which the caller holds, and
+// fills st. A directory with setgid hands its group down.
+func (f *fileSystem) made(p, n *node, st *unix.Stat_t, who fuse.Caller, mode uint32) error {
+	o := owner(noRecord(), who)
+	if dir := p.record(); dir.gid != unset && dir.mode != unset && dir.mode&unix.S_ISGID != 0 {
+		o.Gid = dir.gid
+		if n.isDir() {
+			mode |= unix.S_ISGID
+		}
+	}
+	return n.setRecord(record{uid: o.Uid, gid: o.Gid, mode: mode & 0o7777, hostMode: st.Mode & 0o7777})
+}
+
+// enter tells the guest of the entry that it has just made.
+func (f *fileSystem) enter(p *node, name string, who fuse.Caller, mode uint32, out *fuse.EntryOut) fuse.Status {
+	var st unix.Stat_t
+	n, err := f.child(p, name, &st)
+	if err != nil {
+		return status(err)
+	}
+	defer f.put(n)
+	if err := f.made(p, n, &st, who, mode); err != nil {
+		return status(err)
+	}
+	return f.entry(n, &st, who, out)
+}
+
+// Mkdir makes a directory.
+func (f *fileSystem) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	p, code := f.changeIn(in.NodeId, name)
+	if !code.Ok() {
+		return code
+	}
+	defer f.put(p)
+	err := retry(func() error { return unix.Mkdirat(p.fd, name, onHost(in.Mode, true)) })
+	if err != nil {
+		return status(err)
+	}
+	return f.enter(p, name, in.Caller, in.Mode, out)
+}
+
+// Mknod makes a file, a FIFO or a socket; no devices.
+func (f *fileSystem) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	p, code := f.changeIn(in.NodeId, name)
+	if !code.Ok() {
+		return code
+	}
+	defer f.put(p)
+	kind := in.Mode & unix.S_IFMT
+	switch kind {
+	case unix.S_IFREG, unix.S_IFIFO, unix.S_IFSOCK, 0:
+	default:
+		return fuse.EPERM
+	}
+	err := retry(func() error { return unix.Mknodat(p.fd, name, kind|onHost(in.Mode, false), 0) })
+	if err != nil {
+		return status(err)
+	}
+	return f.enter(p, name, in.Caller, in.Mode, out)
+}
+
+// Symlink makes a symbolic link.
+func (f *fileSystem) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	p, code := f.changeIn(in.NodeId, name)
+	if !code.Ok() {
+		return code
+	}
+	defer f.put(p)
+	if err := retry(func() error { return unix.Symlinkat(target, p.fd, name) }); err != nil {
+		return status(err)
+	}
+	return f.enter(p, name, in.Caller, 0o777, out)
+}
+
+// Readlink reads a symbolic link, which the guest resolves.
+func (f *fileSystem) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
+	n, code := f.use(in.NodeId)
+	if !code.Ok() {
+		return nil, code
+	}
+	defer f.put(n)
+	if n.kind != unix.S_IFLNK {
+		return nil, fuse.EINVAL
+	}
+	buf := make([]byte, unix.PathMax)
+	size, err := unix.Readlinkat(n.fd, "", buf)
+	if err != nil {
+		return nil, status(err)
+	}
+	return buf[:size], fuse.OK
+}
+
+// Link gives an inode another name in the same volume.
+func (f *fileSystem) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	p, code := f.changeIn(in.NodeId, name)
+	if !code.Ok() {
+		return code
+	}
+	defer f.put(p)
+	n, code := f.use(in.Oldnodeid)
+	if !code.Ok() {
+		return code
+	}
+	defer f.put(n)
+	if n.vol != p.vol {
+		return fuse.EXDEV
+	}
+	err := retry(func() error {
+		return unix.Linkat(unix.AT_FDCWD, n.proc, p.fd, name, unix.AT_SYMLINK_FOLLOW)
+	})
+	if err != nil {
+		return status(err)
+	}
+	var st unix.Stat_t
+	if err := fstat(n.fd, &st); err != nil {
+		return status(err)
+	}
+	return f.entry(n, &st, in.Caller, out)
+}
+
+// Unlink removes a name that is no directory's.
+func (f *fileSystem) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return f.remove(in.NodeId, name, 0)
+}
+
+// Rmdir removes an empty directory.
+func (f *fileSystem) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return f.remove(in.NodeId, name, unix.AT_REMOVEDIR)
+}
+
+func (f *fileSystem) remove(id uint64, name string, flags int) fuse.Status {
+	p, code := f.changeIn(id, name)
+	if !code.Ok() {
+		return code
+	}
+	defer f.put(p)
+	if code := f.guardEntry(p, name); !code.Ok() {
+		return code
+	}
+	return status(retry(func() error { return unix.Unlinkat(p.fd, name, flags) }))
+}
+
+// Rename moves an entry within its volume; the flags are those of renameat2.
+func (f *fileSystem) Rename(_ <-chan struct{}, in *fuse.RenameIn, from, to string) fuse.Status {
+	if in.Flags&^uint32(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
+		return fuse.EINVAL
+	}
+	p, code := f.changeIn(in.NodeId, from)
+	if !code.Ok() {
+		return code
+	}
+	defer f.put(p)
+	q, code := f.changeIn(in.Newdir, to)
+	if !code.Ok() {
+		return code
+	}
+	defer f.put(q)
+	if p.vol != q.vol {
+		return fuse.EXDEV
+	}
+	if code := f.guardEntry(p, from); !code.Ok() {
+		return code
+	}
+	if code := f.guardEntry(q, to); !code.Ok() {
+		return code
+	}
+	return status(retry(func() error { return unix.Renameat2(p.fd, from, q.fd, to, uint(in.Flags)) }))
+}
+
+// Create makes a file and opens it, or opens one that turned up meanwhile.
+func (f *fileSystem) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	p, code := f.changeIn(in.NodeId, name)
+	if !code.Ok() {
+		return code
+	}
+	defer f.put(p)
+	// Only O_EXCL says who made the file, and never opens a FIFO or device
+	// that somebody on the host has put there.
+	flags := hostFlags(in.Flags)&^unix.O_TRUNC | unix.O_CREAT | unix.O_EXCL
+	fd, err := openat(p.fd, name, flags, onHost(in.Mode, false))
+	if errors.Is(err, unix.EEXIST) && in.Flags&unix.O_EXCL == 0 {
+		return f.openEntry(p, name, in, out)
+	}
+	if err != nil {
+		return status(err)
+	}
+	return f.created(p, fd, in, out)
+}
+
+// Tmpfile makes a file without a name in a directory.
+func (f *fileSystem) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	p, code := f.change(in.NodeId)
+	if !code.Ok() {
+		return code
+	}
+	defer f.put(p)
+	if !p.isDir() {
+		return fuse.ENOTDIR
+	}
+	flags := hostFlags(in.Flags)&^unix.O_TRUNC | unix.O_TMPFILE | int(in.Flags&unix.O_EXCL)
+	fd, err := openat(unix.AT_FDCWD, p.proc, flags, onHost(in.Mode, false))
+	if err != nil {
+		return status(err)
+	}
+	return f.created(p, fd, in, out)
+}
+
+// created answers for the new file behind fd, which it takes over.
+func (f *fileSystem) created(p *node, fd int, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	path, err := openat(unix.AT_FDCWD, procPath(fd), unix.O_PATH, 0)
+	if err != nil {
+		unix.Close(fd)
+		return status(err)
+	}
+	var st unix.Stat_t
+	n, err := f.adopt(p.vol, path, &st)
+	if err != nil {
+		unix.Close(fd)
+		return status(err)
+	}
+	defer f.put(n)
+	if err := f.made(p, n, &st, in.Caller, in.Mode); err != nil {
+		unix.Close(fd)
+		return status(err)
+	}
+	if out.Fh, err = f.open(n, fd, nil); err != nil {
+		return status(err)
+	}
+	if code := f.entry(n, &st, in.Caller, &out.EntryOut); !code.Ok() {
+		f.release(out.Fh)
+		return code
+	}
+	return fuse.OK
+}
+
+// openEntry is Create for a file that exists.
+func (f *fileSystem) openEntry(p *node, name string, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	var st unix.Stat_t
+	n, err := f.child(p, name, &st)
+	if err != nil {
+		return status(err)
+	}
+	defer f.put(n)
+	if code := f.openFile(n, in.Flags, false, &out.OpenOut); !code.Ok() {
+		return code
+	}
+	err = fstat(n.fd, &st) // O_TRUNC may have changed it
+	code := status(err)
+	if code.Ok() {
+		code = f.entry(n, &st, in.Caller, &out.EntryOut)
+	}
+	if !code.Ok() {
+		f.release(out.Fh)
+	}
+	return code
+}

@@ -1,0 +1,81 @@
+package share
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sampan/kernel"
+	"sampan/vm"
+)
+
+// guestScript is PID 1 of the guest; it prints "ok NAME" for each step.
+const guestScript = `#!/bin/sh
+export PATH=/bin:/sbin
+mount -t proc proc /proc; mount -t devtmpfs dev /dev; mount -t sysfs sys /sys
+mkdir -p /run/h /run/i
+mount -t virtiofs host /run/h && mount -t virtiofs images /run/i || echo "bad mount"
+d=/run/h/RW
+now() { read up idle </proc/uptime; echo $up; }
+step() { what=$1; shift; from=$(now); if "$@"; then echo "ok $what $from $(now)"; else echo "bad $what"; fi; }
+user() { cd $d && echo a >u && chmod 600 u && chown 1000:1000 u && [ "$(stat -c %u:%g:%a u)" = 1000:1000:600 ]; }
+names() { mkdir $d/n && cd $d/n && echo x >a && ln a b && mv a c && ln -s c l && [ "$(cat l)" = x ] && rm b c l && cd .. && rmdir n; }
+readonly() { ! echo x >/run/h/RO/new && ! echo x >/run/i/new && cat /run/i/layer >/dev/null; }
+create() { mkdir $d/many && cd $d/many && i=0 && while [ $i -lt 2000 ]; do echo $i >f$i; i=$((i+1)); done; }
+list() { [ "$(ls -l $d/many | wc -l)" = 2001 ]; }
+back() { cat $d/many/* >/dev/null; }
+write() { dd if=/dev/zero of=$d/w bs=1M count=100 conv=fsync 2>/dev/null; }
+readhost() { [ "$(cat $d/big | sha256sum | cut -c1-64)" = SUM ]; }
+readcold() { dd if=$d/cold of=/dev/null bs=1M 2>/dev/null; }
+readagain() { dd if=$d/cold of=/dev/null bs=1M 2>/dev/null; }
+step user user; step names names; step readonly readonly
+step create create; step list list; step back back; step write write
+step readhost readhost; step readcold readcold; step readagain readagain; step sync sync
+for b in /sys/class/bdi/*/read_ahead_kb; do echo 1024 >$b; done; echo 3 >/proc/sys/vm/drop_caches
+step bigreads readcold
+cd /; umount /run/h /run/i && mount -t virtiofs host /run/h && [ -f $d/w ] && echo "ok remount"
+echo done
+sync; echo o >/proc/sysrq-trigger; while :; do sleep 1; done
+`
+
+// TestInVM mounts both file systems in a real guest.
+func TestInVM(t *testing.T) {
+	here, err := os.Getwd()
+	check(t, err)
+	dir, err := kernel.FindFrom(here)
+	if err != nil {
+		t.Fatalf("no guest bundle, run `make guest`: %v", err)
+	}
+	host, images := t.TempDir(), t.TempDir()
+	check(t, os.WriteFile(images+"/layer", make([]byte, 1<<20), 0o644))
+	big := bytes.Repeat([]byte("some data of the host, "), 1<<20)
+	check(t, os.WriteFile(host+"/big", big, 0o644))
+	check(t, os.WriteFile(host+"/cold", make([]byte, 200<<20), 0o644))
+	tree := NewTree(Options{})
+	rw, err := tree.Export(host, false)
+	check(t, err)
+	ro, err := tree.Export(host, true)
+	check(t, err)
+	store, closer, err := ReadOnlyDir(images)
+	check(t, err)
+	defer closer.Close()
+	script := strings.NewReplacer("RW", rw.Name(), "RO", ro.Name(), "SUM", sha(big)).Replace(guestScript)
+	initrd := filepath.Join(t.TempDir(), "initrd")
+	check(t, overlayInit(filepath.Join(dir, "initrd"), initrd, script))
+	reads := &sizes{FUSEServer: tree.Server(), ops: map[uint32]int{}}
+	out := bootShares(t, filepath.Join(dir, "vmlinuz"), initrd, map[string]vm.FUSEServer{"host": reads, "images": store})
+	t.Logf("largest answer %d bytes, requests by opcode %v\n%s", reads.max, reads.ops, out)
+	for _, step := range []string{"user", "names", "readonly", "create", "list", "back", "write", "readhost", "readcold", "readagain", "sync", "bigreads", "remount"} {
+		if !strings.Contains(out, "ok "+step) {
+			t.Errorf("no ok for %q", step)
+		}
+	}
+	if reads.max < 128<<10 {
+		t.Errorf("largest read is %d bytes", reads.max)
+	}
+	if n := len(tree.fs.nodes) + len(tree.fs.handles); n != 0 {
+		t.Logf("%d nodes and handles after power-off", n)
+	}
+}

@@ -1,0 +1,114 @@
+package share
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"sampan/vm"
+	"sampan/vm/vhostuser"
+)
+
+func sha(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// sizes notes the largest answer of a server, and what it is asked.
+type sizes struct {
+	vm.FUSEServer
+	mu  sync.Mutex
+	max int
+	ops map[uint32]int
+}
+
+func (s *sizes) HandleRequest(in, out [][]byte) (int, fuse.Status) {
+	var head [8]byte
+	gather(head[:], in, 0)
+	n, code := s.FUSEServer.HandleRequest(in, out)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.max = max(s.max, n)
+	s.ops[binary.LittleEndian.Uint32(head[4:])]++
+	return n, code
+}
+
+// overlayInit writes an initramfs with another /init.
+func overlayInit(from, to, script string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	pad := func() {
+		for len(b)%4 != 0 {
+			b = append(b, 0)
+		}
+	}
+	add := func(name, content string, mode int) {
+		pad()
+		b = fmt.Appendf(b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
+			1, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name)+1, 0, name)
+		pad()
+		b = append(b, content...)
+	}
+	add("init", script, 0o100755)
+	add("TRAILER!!!", "", 0)
+	pad()
+	return os.WriteFile(to, b, 0o600)
+}
+
+// bootShares runs a guest until it powers off, and returns its console.
+func bootShares(t *testing.T, kernel, initrd string, shares map[string]vm.FUSEServer) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 110*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+		"-no-reboot", "-machine", "q35,memory-backend=ram", "-accel", "tcg,thread=multi", "-cpu", "max,cx16=off",
+		"-smp", "2", "-m", "1024M", "-object", "memory-backend-memfd,id=ram,share=on,size=1024M",
+		"-kernel", kernel, "-initrd", initrd, "-serial", "stdio",
+		"-append", "console=ttyS0 quiet panic=-1 init_on_alloc=1 cryptomgr.notests")
+	var backends sync.WaitGroup
+	for tag, server := range shares {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		check(t, err)
+		theirs := os.NewFile(uintptr(pair[0]), tag)
+		ours := os.NewFile(uintptr(pair[1]), tag)
+		conn, err := net.FileConn(ours)
+		check(t, err)
+		ours.Close()
+		defer theirs.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
+		cmd.Args = append(cmd.Args,
+			"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", tag, 2+len(cmd.ExtraFiles)),
+			"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=%s,queue-size=1024,tag=%s", tag, tag))
+		backends.Go(func() {
+			log := slog.New(slog.NewTextHandler(t.Output(), nil))
+			if err := vhostuser.Serve(conn.(*net.UnixConn), vhostuser.NewFS(server, 1), log); err != nil {
+				t.Errorf("%s: %v", tag, err)
+			}
+		})
+	}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		t.Errorf("qemu: %v\n%s", err, out.String())
+	}
+	for _, f := range cmd.ExtraFiles {
+		f.Close()
+	}
+	backends.Wait()
+	return out.String()
+}

@@ -1,0 +1,271 @@
+package bundle
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"sampan/kernel"
+)
+
+// triplets are Debian's library directories, and the architectures we build.
+var triplets = map[string]string{
+	"amd64": "x86_64-linux-gnu",
+	"arm64": "aarch64-linux-gnu",
+}
+
+// requiredConfig is what the guest needs of the kernel's configuration. It
+// is checked when the bundle is made, not when a container fails.
+var requiredConfig = strings.Fields(`
+	EROFS_FS EROFS_FS_XATTR EROFS_FS_BACKED_BY_FILE OVERLAY_FS
+	FUSE_FS VIRTIO_FS EXT4_FS EXT4_FS_POSIX_ACL TMPFS TMPFS_XATTR TMPFS_POSIX_ACL
+	DEVTMPFS UNIX98_PTYS POSIX_MQUEUE
+	VSOCKETS VIRTIO_VSOCKETS VIRTIO_PCI VIRTIO_BLK VIRTIO_NET VIRTIO_CONSOLE
+	VIRTIO_BALLOON PAGE_REPORTING HW_RANDOM_VIRTIO
+	NAMESPACES UTS_NS IPC_NS PID_NS NET_NS USER_NS
+	CGROUPS MEMCG BLK_CGROUP CPUSETS CFS_BANDWIDTH CGROUP_PIDS CGROUP_FREEZER CGROUP_BPF BPF_SYSCALL
+	SECCOMP SECCOMP_FILTER KEYS
+	UNIX PACKET INET IPV6 BRIDGE VETH TUN
+	NF_TABLES NF_TABLES_INET NF_NAT NFT_CT NFT_MASQ`)
+
+// Options of a build.
+type Options struct {
+	// Arch as Go names it: amd64 or arm64. Required.
+	Arch string
+	// Root of the source tree. Required unless Agent and Stage2 are set.
+	Root string
+	// Out is the directory in which guest-ARCH appears. Required.
+	Out string
+	// Cache keeps packages between builds. Required.
+	Cache string
+	// Agent is a program to be /init in place of a freshly built agent.
+	Agent string // optional
+	// Stage2 is a program to be the runtime's stage 2 in place of a freshly
+	// built one.
+	Stage2 string // optional
+	// Build is the version that the agent tells the host. Optional.
+	Build string
+	// Mirror and Security replace the machine's own mirrors. Optional.
+	Mirror, Security string
+	// Refresh looks for newer packages even if the cache is complete.
+	Refresh bool
+	// Log receives what is done, for people. Required.
+	Log io.Writer
+}
+
+func (o Options) apt(dir string) (*apt, error) {
+	archive, security := o.Mirror, o.Security
+	if archive == "" {
+		sources, err := readSources("/etc/apt")
+		if err != nil {
+			return nil, err
+		}
+		if archive, security, err = mirrors(sources); err != nil {
+			return nil, err
+		}
+	}
+	fmt.Fprintf(o.Log, "fetching the guest's kernel and tools from %s\n", archive)
+	return newAPT(dir, o.Arch, archive, security, o.Log)
+}
+
+// Build makes the bundle Out/guest-ARCH and returns its directory. Cancelling
+// ctx leaves the old bundle as it was.
+func Build(ctx context.Context, o Options) (string, error) {
+	dir, err := build(ctx, o)
+	if err != nil {
+		return "", fmt.Errorf("make guest bundle: %w", err)
+	}
+	return dir, nil
+}
+
+func build(ctx context.Context, o Options) (string, error) {
+	triplet, ok := triplets[o.Arch]
+	if !ok {
+		return "", fmt.Errorf("architecture %q: want amd64 or arm64", o.Arch)
+	}
+	agent, err := o.program(ctx, o.Agent, "sampan-agent", "./cmd/sampan-agent")
+	if err != nil {
+		return "", err
+	}
+	stage2, err := o.program(ctx, o.Stage2, "sampan-stage2", "./guest/runtime/sampan-stage2")
+	if err != nil {
+		return "", err
+	}
+	set, root, err := fetch(ctx, o)
+	if err != nil {
+		return "", err
+	}
+	config, err := readConfig(filepath.Join(root, "boot", "config-"+set.Kernel))
+	if err != nil {
+		return "", err
+	}
+	vmlinuz, err := os.ReadFile(filepath.Join(root, "boot", "vmlinuz-"+set.Kernel))
+	if err != nil {
+		return "", err
+	}
+	t := skeleton()
+	t.file("init", 0o755, agent)
+	t.file("sbin/sampan-stage2", 0o755, stage2)
+	if err := addTools(t, root, triplet); err != nil {
+		return "", err
+	}
+	if err := addModules(ctx, t, root, set.Kernel); err != nil {
+		return "", err
+	}
+	var initrd bytes.Buffer
+	if err := t.writeCPIO(&initrd); err != nil {
+		return "", err
+	}
+	m := kernel.Manifest{
+		Schema: kernel.Schema, Arch: o.Arch, Kernel: set.Kernel, Agent: digest(agent)[:12],
+		Config: config, Packages: set.Versions,
+	}
+	return publish(o, m, map[string][]byte{kernel.KernelFile: vmlinuz, kernel.InitrdFile: initrd.Bytes()})
+}
+
+// program returns one of the guest's own programs: ready, or built from pkg.
+func (o Options) program(ctx context.Context, ready, name, pkg string) ([]byte, error) {
+	if ready != "" {
+		return os.ReadFile(ready)
+	}
+	tmp, err := os.MkdirTemp("", name+"-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	bin := filepath.Join(tmp, name)
+	flags := "-s -w -buildid="
+	if o.Build != "" {
+		flags += " -X 'main.build=" + o.Build + "'"
+	}
+	// No VCS stamp: a clone that belongs to another user would fail to build.
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags="+flags, "-o", bin, pkg)
+	cmd.Dir = o.Root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+o.Arch)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build %s: %w\n%s", name, err, bytes.TrimSpace(out))
+	}
+	return os.ReadFile(bin)
+}
+
+// skeleton is the root file system without programs. The root is read-only
+// once booted, so every mount point is here.
+func skeleton() tree {
+	t := tree{}
+	for _, d := range []string{"dev", "proc", "sys", "run", "data", "etc", "mnt", "var"} {
+		t.dir(d, 0o755)
+	}
+	t.dir("root", 0o700)
+	t.dir("tmp", 0o1777)
+	t.char("dev/console", 0o600, 5, 1)
+	t.char("dev/null", 0o666, 1, 3)
+	t.link("var/run", "/run")
+	t.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\n"))
+	t.file("etc/group", 0o644, []byte("root:x:0:\n"))
+	return t
+}
+
+func addModules(ctx context.Context, t tree, root, version string) error {
+	dir := filepath.Join(root, "usr/lib/modules", version)
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		dir = filepath.Join(root, "lib/modules", version)
+	}
+	set, err := openModules(dir)
+	if err != nil {
+		return err
+	}
+	boot, err := set.resolve(ctx, bootModules)
+	if err != nil {
+		return err
+	}
+	late, err := set.resolve(ctx, lateModules)
+	if err != nil {
+		return err
+	}
+	where := "/lib/modules/" + version
+	for _, m := range append(boot, late...) {
+		t.file(where+"/"+m.path, 0o644, m.data)
+	}
+	t.file(kernel.ModuleList, 0o644, loadList(where, boot, late))
+	return nil
+}
+
+// readConfig returns the required options of a kernel configuration, or an
+// error that names those that are off.
+func readConfig(path string) (map[string]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	on := map[string]string{}
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		if key, value, ok := strings.Cut(sc.Text(), "="); ok && (value == "y" || value == "m") {
+			on[strings.TrimPrefix(key, "CONFIG_")] = value
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	required := map[string]string{}
+	var off []string
+	for _, name := range requiredConfig {
+		if on[name] == "" {
+			off = append(off, name)
+		}
+		required[name] = on[name]
+	}
+	if len(off) > 0 {
+		return nil, fmt.Errorf("%s: required options are off: %s", filepath.Base(path), strings.Join(off, " "))
+	}
+	return required, nil
+}
+
+// publish writes the files and the manifest, and puts the directory in place.
+func publish(o Options, m kernel.Manifest, files map[string][]byte) (string, error) {
+	if err := os.MkdirAll(o.Out, 0o755); err != nil {
+		return "", err
+	}
+	tmp, err := os.MkdirTemp(o.Out, ".guest-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp) // what was there before, if all went well
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return "", err
+	}
+	files = maps.Clone(files)
+	m.Files = map[string]kernel.File{}
+	for name, data := range files {
+		m.Files[name] = kernel.File{Size: int64(len(data)), SHA256: digest(data)}
+	}
+	manifest, err := json.MarshalIndent(m, "", "\t")
+	if err != nil {
+		return "", err
+	}
+	files[kernel.ManifestFile] = append(manifest, '\n')
+	for name, data := range files {
+		if err := os.WriteFile(filepath.Join(tmp, name), data, 0o644); err != nil {
+			return "", err
+		}
+	}
+	dir := filepath.Join(o.Out, "guest-"+o.Arch)
+	return dir, exchange(tmp, dir)
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}

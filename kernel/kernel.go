@@ -1,0 +1,147 @@
+// Package kernel is the guest bundle: the files that a machine boots.
+//
+// A bundle is one directory with three files:
+//
+//	vmlinuz        the kernel, as the package ships it
+//	initrd         an uncompressed newc archive: the agent as /init, its tools
+//	               and the kernel modules it loads
+//	manifest.json  what they are, their sizes and digests (Manifest)
+//
+// The package finds, opens and verifies bundles; kernel/bundle makes them.
+//
+// Hazard: `make guest` replaces the directory by a rename, so a path may lead
+// to another bundle the next time it is opened. Whoever needs the bytes that
+// were verified holds on to the files (Hold), not to the path.
+package kernel
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// Schema of the manifest. A bundle of another schema is refused.
+const Schema = 1
+
+// Names of the files of a bundle.
+const (
+	KernelFile   = "vmlinuz"
+	InitrdFile   = "initrd"
+	ManifestFile = "manifest.json"
+)
+
+// ModuleList is the file in the initramfs that names the modules to load: one
+// absolute path a line, in dependency order. The first group, up to an empty
+// line, is needed to boot; the second by the first container's network and
+// may be loaded while the machine already serves.
+const ModuleList = "/lib/modules/load"
+
+// Manifest describes a bundle (manifest.json).
+type Manifest struct {
+	Schema int `json:"schema"`
+	// Arch as Go names it: amd64, arm64.
+	Arch string `json:"arch"`
+	// Kernel is the version as `uname -r` tells it.
+	Kernel string `json:"kernel"`
+	// Agent is the build of the agent: the first 12 hex digits of its sha256.
+	Agent string `json:"agent"`
+	// Files by name, each in the bundle's directory.
+	Files map[string]File `json:"files"`
+	// Config has the options of the kernel's configuration that the guest
+	// depends on, with their values (y or m).
+	Config map[string]string `json:"config"`
+	// Packages that the bundle was made from, with their versions.
+	Packages map[string]string `json:"packages"`
+}
+
+// File is the size and the digest of one file.
+type File struct {
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"` // lower-case hex
+}
+
+// Bundle is an opened bundle.
+type Bundle struct {
+	Dir string
+	// Kernel and Initrd are paths of files.
+	Kernel, Initrd string
+	Manifest       Manifest
+
+	held []*os.File // by Hold
+}
+
+// Release ends what Hold began; the bundle is of no use after it. Idempotent.
+func (b *Bundle) Release() {
+	for _, f := range b.held {
+		f.Close()
+	}
+	b.held = nil
+}
+
+// Open reads the manifest of the bundle in dir. It says what is missing, but
+// reads no other file: see Verify.
+func Open(dir string) (*Bundle, error) {
+	text, err := os.ReadFile(filepath.Join(dir, ManifestFile))
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("no guest bundle in %s (%w): run `make guest`", dir, err)
+		}
+		return nil, fmt.Errorf("guest bundle: %w", err)
+	}
+	b := &Bundle{
+		Dir:    dir,
+		Kernel: filepath.Join(dir, KernelFile),
+		Initrd: filepath.Join(dir, InitrdFile),
+	}
+	if err := json.Unmarshal(text, &b.Manifest); err != nil {
+		return nil, fmt.Errorf("guest bundle: %s: %w", filepath.Join(dir, ManifestFile), err)
+	}
+	if b.Manifest.Schema != Schema {
+		return nil, fmt.Errorf("guest bundle in %s has schema %d, not %d: run `make guest`", dir, b.Manifest.Schema, Schema)
+	}
+	for _, name := range []string{KernelFile, InitrdFile} {
+		if _, ok := b.Manifest.Files[name]; !ok {
+			return nil, fmt.Errorf("guest bundle in %s: the manifest lacks %s: run `make guest`", dir, name)
+		}
+	}
+	return b, nil
+}
+
+// Verify compares sizes and digests of the bundle's files with the manifest.
+// It reads all of them, at the same time.
+func (b *Bundle) Verify() error {
+	var (
+		wg   sync.WaitGroup
+		errs = make([]error, 2)
+	)
+	wg.Go(func() { errs[0] = verify(b.Kernel, b.Manifest.Files[KernelFile]) })
+	wg.Go(func() { errs[1] = verify(b.Initrd, b.Manifest.Files[InitrdFile]) })
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func verify(path string, want File) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("guest bundle: %w", err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	n, err := io.Copy(h, f)
+	if err != nil {
+		return fmt.Errorf("guest bundle: read %s: %w", path, err)
+	}
+	if n != want.Size {
+		return fmt.Errorf("guest bundle: %s has %d bytes, the manifest says %d: run `make guest`", path, n, want.Size)
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); got != want.SHA256 {
+		return fmt.Errorf("guest bundle: %s has sha256 %s, the manifest says %s: run `make guest`", path, got, want.SHA256)
+	}
+	return nil
+}

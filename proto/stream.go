@@ -1,0 +1,86 @@
+package proto
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Kinds of streams.
+const (
+	// StreamStdio is one standard stream of a process.
+	StreamStdio = "stdio"
+	// StreamDial is a network connection that the agent opens in the guest.
+	// Before anything else the agent sends the byte DialOK; it ends the stream
+	// without it when it can't connect.
+	StreamDial = "dial"
+)
+
+// DialOK is the agent's first byte on a StreamDial that is connected. The host
+// may send before it has come.
+const DialOK byte = 0
+
+// Names of a process's standard streams in StreamHeader.Stream.
+const (
+	Stdin  = "stdin"
+	Stdout = "stdout"
+	Stderr = "stderr"
+	TTY    = "tty" // both directions of a terminal
+)
+
+// MaxHeader bounds a stream's first line, in bytes with its line feed.
+const MaxHeader = 4096
+
+// StreamHeader is the first line of a stream, as JSON with a line feed.
+type StreamHeader struct {
+	Kind string `json:"kind"` // required
+
+	// For StreamStdio: the process, as in agent.proto, and which stream.
+	Container string `json:"container,omitempty"`
+	Exec      string `json:"exec,omitempty"`
+	Stream    string `json:"stream,omitempty"`
+
+	// For StreamDial: as for net.Dial ("tcp", "udp"), by IP address.
+	Network string `json:"network,omitempty"`
+	Address string `json:"address,omitempty"`
+}
+
+// WriteHeader sends h as the first line of w.
+func WriteHeader(w io.Writer, h StreamHeader) error {
+	line, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	if len(line)+1 > MaxHeader {
+		return fmt.Errorf("stream header of %d bytes: at most %d", len(line)+1, MaxHeader)
+	}
+	_, err = w.Write(append(line, '\n'))
+	return err
+}
+
+// ReadHeader reads the first line of r and not one byte more.
+func ReadHeader(r io.Reader) (StreamHeader, error) {
+	var h StreamHeader
+	line := make([]byte, 0, 256)
+	var b [1]byte
+	for {
+		if _, err := io.ReadFull(r, b[:]); err != nil {
+			return h, fmt.Errorf("read stream header: %w", err)
+		}
+		if b[0] == '\n' {
+			break
+		}
+		if len(line)+1 >= MaxHeader {
+			return h, fmt.Errorf("stream header: no line feed in %d bytes", MaxHeader)
+		}
+		line = append(line, b[0])
+	}
+	if err := json.Unmarshal(line, &h); err != nil {
+		return h, fmt.Errorf("stream header: %w", err)
+	}
+	if h.Kind == "" {
+		return h, errors.New("stream header: no kind")
+	}
+	return h, nil
+}

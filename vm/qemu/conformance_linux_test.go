@@ -1,0 +1,124 @@
+package qemu
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sampan/vm"
+	"sampan/vm/vmtest"
+	"sampan/vm/vmtest/guest"
+)
+
+// bundleEnv names a folder with the guest ready-made, for a user who can't
+// build it.
+const bundleEnv = "VMTEST_GUEST"
+
+// testConfig is a machine with the suite's guest.
+func testConfig(t testing.TB) vm.Config {
+	var kernel, initrd string
+	if dir := os.Getenv(bundleEnv); dir != "" {
+		kernel, initrd = filepath.Join(dir, "kernel"), filepath.Join(dir, "initrd")
+	} else {
+		kernel, initrd = vmtest.Guest(t)
+	}
+	return vm.Config{
+		Kernel: kernel, Initrd: initrd, CPUs: 2, Memory: 512 << 20,
+		Console: t.Output(),
+		Log:     slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+}
+
+// boot boots a machine under TCG: the slow one, which exists everywhere.
+func boot(t testing.TB, cfg vm.Config) *machine {
+	t.Helper()
+	begin := time.Now()
+	m, err := (&Driver{Accel: "tcg"}).Boot(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("booted %s in %s", m.(*machine).Describe(), time.Since(begin).Round(time.Millisecond))
+	return m.(*machine)
+}
+
+func TestConformance(t *testing.T) {
+	cfg := testConfig(t)
+	vmtest.Run(t, func(t *testing.T) vm.Machine {
+		cfg.Console = t.Output()
+		return boot(t, cfg)
+	})
+}
+
+// TestConformanceAsUser runs a part of the suite again as a user that is made
+// for it, with this test binary. Started by an ordinary user there is nothing
+// to add: TestConformance was that.
+func TestConformanceAsUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		return
+	}
+	name := fmt.Sprintf("vmtest%d", os.Getpid())
+	if out, err := exec.Command("useradd", "--system", "--no-create-home", name).CombinedOutput(); err != nil {
+		t.Fatalf("make a user: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("userdel", name).CombinedOutput(); err != nil {
+			t.Errorf("remove the user: %v: %s", err, out)
+		}
+	})
+	dir, err := os.MkdirTemp("", "vmtest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kernel, initrd := vmtest.Guest(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dst, src := range map[string]string{"kernel": kernel, "initrd": initrd, "test": self} {
+		if out, err := exec.Command("install", "-m", "755", src, filepath.Join(dir, dst)).CombinedOutput(); err != nil {
+			t.Fatalf("install: %v: %s", err, out)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), "runuser", "-u", name, "--", filepath.Join(dir, "test"),
+		"-test.v", "-test.run", "^TestConformance$/^(connections|end)$/^(echo|big_to_host|stop|crash)$")
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), "HOME=/nonexistent", bundleEnv+"="+dir)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("as %s: %v\n%s", name, err, out)
+	}
+	for _, want := range []string{"connections/echo", "end/crash"} {
+		if !strings.Contains(string(out), "--- PASS: TestConformance/"+want) {
+			t.Errorf("as %s: %s did not run:\n%s", name, want, out)
+		}
+	}
+}
+
+// BenchmarkBoot is a boot with nothing in the guest, up to the guest's call.
+func BenchmarkBoot(b *testing.B) {
+	cfg := testConfig(b)
+	for b.Loop() {
+		m := boot(b, cfg)
+		l, err := m.Listen(guest.ReadyPort)
+		if err != nil {
+			b.Fatal(err)
+		}
+		c, err := l.Accept()
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.Close()
+		if err := m.Stop(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,81 @@
+package vhostuser
+
+import (
+	"errors"
+	"sync"
+
+	"sampan/vm"
+)
+
+// fsWorkers is how many requests of one ring are worked on at once. More wait
+// in the ring: a host's file system that hangs costs this many threads.
+const fsWorkers = 16
+
+// FS is the virtio-fs device (virtio 1.2, 5.11): it carries FUSE requests, as
+// the guest's kernel puts them into the rings, to a server. Ring 0 is for
+// requests that must not wait behind others (FORGET), the rest for all others.
+//
+// The name that the guest mounts is the front end's: QEMU 7.2 keeps the
+// configuration space of vhost-user-fs-pci to itself.
+type FS struct {
+	server vm.FUSEServer
+	queues int
+}
+
+// NewFS makes a device with as many request rings as the front end was told of.
+func NewFS(server vm.FUSEServer, requestQueues int) *FS {
+	return &FS{server: server, queues: 1 + requestQueues}
+}
+
+// Features of the device: none are reachable from here.
+func (d *FS) Features() uint64 { return 0 }
+
+// Queues are the urgent ring and the request rings.
+func (d *FS) Queues() int { return d.queues }
+
+// Config is the front end's.
+func (d *FS) Config() []byte { return nil }
+
+// Serve answers the requests of one ring until it stops, and then what it has
+// taken from it.
+//
+// The workers take turns at waiting for a request: the one that gets it works
+// on it at once, with no hand-over, while the next waits.
+func (d *FS) Serve(q *Queue) error {
+	var (
+		turn   sync.Mutex
+		failed error // by turn
+		all    sync.WaitGroup
+	)
+	pop := func() *Chain {
+		turn.Lock()
+		defer turn.Unlock()
+		if failed != nil {
+			return nil
+		}
+		c, err := q.Pop()
+		select {
+		case <-q.Done():
+			if c == nil { // the kick may be closed before Pop looks at it
+				err = ErrStopped
+			}
+		default:
+		}
+		failed = err
+		return c
+	}
+	for range fsWorkers {
+		all.Go(func() {
+			for c := pop(); c != nil; c = pop() {
+				// A request that can't be answered is given back empty.
+				n, _ := d.server.HandleRequest(c.Readable, c.Writable)
+				q.Push(c, n)
+			}
+		})
+	}
+	all.Wait()
+	if errors.Is(failed, ErrStopped) {
+		return nil
+	}
+	return failed
+}

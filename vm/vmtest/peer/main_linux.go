@@ -1,0 +1,85 @@
+// Command peer is PID 1 of the machines that vm/vmtest boots: it mounts what
+// it needs, loads the modules of the guest bundle, and serves
+// vm/vmtest/guest's commands on vsock.
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
+
+	"sampan/vm/vmtest/guest"
+)
+
+func main() {
+	err := run()
+	fmt.Println("peer:", err)
+	switch {
+	case errors.Is(err, guest.ErrCrash):
+		return // the kernel panics without its PID 1
+	case errors.Is(err, guest.ErrReset):
+		err = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	default:
+		err = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}
+	fmt.Println("peer: reboot:", err)
+}
+
+func run() error {
+	for _, m := range []struct{ fstype, dir string }{
+		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"},
+	} {
+		if err := os.MkdirAll(m.dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.fstype, m.dir, m.fstype, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.dir, err)
+		}
+	}
+	if err := loadModules("/lib/modules/load"); err != nil {
+		return err
+	}
+	return guest.Serve(context.Background(), guest.Env{
+		Listen: func(port uint32) (net.Listener, error) {
+			return vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
+		},
+		Dial: func(port uint32) (net.Conn, error) { return vsock.Dial(vsock.Host, port, nil) },
+	})
+}
+
+// loadModules loads the first group of the list, which is what a boot needs.
+func loadModules(list string) error {
+	f, err := os.Open(list)
+	if err != nil {
+		return fmt.Errorf("open list of modules: %w", err)
+	}
+	defer f.Close()
+	begin := time.Now()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() && lines.Text() != "" {
+		if err := loadModule(lines.Text()); err != nil {
+			return fmt.Errorf("load %s: %w", lines.Text(), err)
+		}
+	}
+	fmt.Println("peer: modules loaded in", time.Since(begin))
+	return lines.Err()
+}
+
+func loadModule(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
