@@ -28,14 +28,20 @@ import (
 	"sampan/host/imagetest"
 )
 
-// startRegistry runs Debian's docker-registry on loopback and returns its
-// address.
-func startRegistry(t *testing.T) string {
+// startRegistry runs Debian's docker-registry on loopback, with more lines of
+// configuration if given, and returns its address.
+func startRegistry(t *testing.T, more ...string) string {
 	t.Helper()
-	addr := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	return startRegistryAt(t, "127.0.0.1", more...)
+}
+
+func startRegistryAt(t *testing.T, host string, more ...string) string {
+	t.Helper()
+	addr := net.JoinHostPort(host, fmt.Sprint(freePort(t)))
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "config.yml")
 	text := fmt.Sprintf("version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: %s\n", dir, addr)
+	text += strings.Join(more, "")
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +105,8 @@ func TestNginxFromRegistry(t *testing.T) {
 	}
 	port := freePort(t)
 	url := fmt.Sprintf("http://127.0.0.1:%d/", port)
-	h.sampan(t, "run", "-d", "--name", "web", "-p", fmt.Sprintf("127.0.0.1:%d:80", port), "-v", site+":/srv:ro", ref)
+	drop := t.TempDir()
+	h.sampan(t, "run", "-d", "--name", "web", "-p", fmt.Sprintf("127.0.0.1:%d:80", port), "-v", site+":/srv:ro", "-v", drop+":/drop", ref)
 	eventually(t, 20*time.Second, "nginx answers", func() bool {
 		body, err := get(url)
 		return err == nil && body == "from the host\n"
@@ -133,6 +140,13 @@ func TestNginxFromRegistry(t *testing.T) {
 	wg.Wait()
 	if n := wrong.Load(); n > 0 {
 		t.Errorf("%d of 200 concurrent requests went wrong", n)
+	}
+	for _, uid := range []string{"0", "1000"} {
+		h.sampan(t, "exec", "-u", uid, "web", "sh", "-c", "cp /srv/index.html /drop/by-"+uid)
+		if got := h.sampan(t, "exec", "web", "stat", "-c", "%u", "/drop/by-"+uid); got != uid+"\n" {
+			t.Errorf("the file of uid %s belongs to %q in the container", uid, got)
+		}
+		ownedByUs(t, filepath.Join(drop, "by-"+uid))
 	}
 	if logs := h.sampan(t, "logs", "web"); strings.Count(logs, "GET / ") < 200 {
 		t.Errorf("the log has %d requests, want 200 at least", strings.Count(logs, "GET / "))

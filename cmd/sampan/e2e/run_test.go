@@ -116,13 +116,7 @@ func TestShareOwnership(t *testing.T) {
 	for _, uid := range []string{"0", "1000"} {
 		h.sampan(t, "run", "--rm", "-u", uid+":"+uid, "-v", dir+":/dir", "busybox", "sh", "-c", "umask 022; echo by "+uid+" > /dir/"+uid+" && mkdir /dir/d"+uid+" && echo x > /dir/d"+uid+"/x")
 		for _, name := range []string{uid, "d" + uid, "d" + uid + "/x"} {
-			fi, err := os.Lstat(filepath.Join(dir, name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() || int(st.Gid) != os.Getegid() {
-				t.Errorf("%s, written by uid %s, belongs to %d:%d on the host, want %d:%d", name, uid, st.Uid, st.Gid, os.Geteuid(), os.Getegid())
-			}
+			ownedByUs(t, filepath.Join(dir, name))
 		}
 		got := h.sampan(t, "run", "--rm", "-v", dir+":/dir", "busybox", "stat", "-c", "%u:%g", "/dir/"+uid)
 		if strings.TrimSpace(got) != uid+":"+uid {
@@ -142,6 +136,18 @@ func TestShareOwnership(t *testing.T) {
 	h.sampan(t, "run", "--rm", "-v", dir+":/dir", "busybox", "sh", "-c", "chown 33:44 /dir/mine && chmod 640 /dir/mine")
 	if got := h.sampan(t, "run", "--rm", "-v", dir+":/dir", "busybox", "stat", "-c", "%u:%g %a", "/dir/mine"); got != "33:44 640\n" {
 		t.Errorf("after chown and chmod: %q", got)
+	}
+}
+
+// ownedByUs checks that a file of a container is the user's on the host.
+func ownedByUs(t *testing.T, path string) {
+	t.Helper()
+	fi, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() || int(st.Gid) != os.Getegid() {
+		t.Errorf("%s belongs to %d:%d on the host, want %d:%d", path, st.Uid, st.Gid, os.Geteuid(), os.Getegid())
 	}
 }
 
