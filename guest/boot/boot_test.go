@@ -16,6 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// An ordinary user's PATH on Debian is without the folders of e2fsprogs.
+func TestMain(m *testing.M) {
+	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
+	os.Exit(m.Run())
+}
+
 func TestParseModules(t *testing.T) {
 	dir := filepath.Dir(moduleList)
 	for _, tc := range []struct {

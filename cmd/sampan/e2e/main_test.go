@@ -165,7 +165,8 @@ func TestAsOrdinaryUser(t *testing.T) {
 	}
 	cmd := exec.Command("runuser", args...)
 	cmd.Dir = files.dir
-	cmd.Env = append(os.Environ(), dirEnv+"="+files.dir, "HOME="+u.HomeDir, "USER="+name, "XDG_CACHE_HOME=", "TMPDIR=/tmp")
+	cmd.Env = append(os.Environ(), dirEnv+"="+files.dir, "HOME="+u.HomeDir, "USER="+name, "XDG_CACHE_HOME=", "TMPDIR=/tmp",
+		"PATH=/usr/local/bin:/usr/bin:/bin") // Debian's for an ordinary user: no sbin
 	out, err := cmd.CombinedOutput()
 	t.Logf("as %s (uid %s):\n%s", name, u.Uid, out)
 	if err != nil {
