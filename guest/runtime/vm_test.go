@@ -60,7 +60,7 @@ func TestGuest(t *testing.T) {
 	defer cancel()
 	args := []string{
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-M", "q35", "-accel", "tcg,thread=multi",
-		"-cpu", "max,cx16=off", "-smp", "2", "-m", "512", "-serial", "stdio", "-monitor", "none",
+		"-cpu", "max,cx16=off,erms=off,fsrm=off", "-smp", "2", "-m", "512", "-serial", "stdio", "-monitor", "none",
 		"-kernel", filepath.Join(dir, "vmlinuz"), "-initrd", initrd,
 		"-append", "console=ttyS0 quiet panic=-1 rdinit=/init.test cryptomgr.notests -- -test.v -test.run=" + *guestRun,
 	}

@@ -76,7 +76,7 @@ func bootShares(t *testing.T, kernel, initrd string, shares map[string]vm.FUSESe
 	ctx, cancel := context.WithTimeout(t.Context(), 110*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-		"-no-reboot", "-machine", "q35,memory-backend=ram", "-accel", "tcg,thread=multi", "-cpu", "max,cx16=off",
+		"-no-reboot", "-machine", "q35,memory-backend=ram", "-accel", "tcg,thread=multi", "-cpu", "max,cx16=off,erms=off,fsrm=off",
 		"-smp", "2", "-m", "1024M", "-object", "memory-backend-memfd,id=ram,share=on,size=1024M",
 		"-kernel", kernel, "-initrd", initrd, "-serial", "stdio",
 		"-append", "console=ttyS0 quiet panic=-1 init_on_alloc=1 cryptomgr.notests")

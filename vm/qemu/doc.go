@@ -20,7 +20,7 @@
 //     thread is locked for the machine's life.
 //   - QEMU can't re-attach to a vhost-user backend. When one ends, the machine
 //     is killed.
-//   - Under TCG the CPU must be max,cx16=off: with plain max, kernel 6.12
+//   - Under TCG the CPU must have cx16=off: with plain max, kernel 6.12
 //     panics on more than half of its boots (QEMU 7.2).
 //   - The default werror=enospc pauses the whole machine when the host's disk
 //     is full; the guest gets the error instead.
