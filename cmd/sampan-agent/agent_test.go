@@ -164,7 +164,7 @@ func (g *guest) powerOff() {
 		if err != nil {
 			g.t.Fatalf("the machine's end: %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		g.t.Fatal("the guest does not turn itself off")
 	}
 }
@@ -264,7 +264,7 @@ func TestMachine(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the guest goes on without its host")
 	}
 }

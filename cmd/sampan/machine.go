@@ -212,17 +212,12 @@ func (s *machineStatus) print(w io.Writer) {
 		}
 		line("Data disk", disk)
 	}
-	line("Last error", s.LastError)
-	if len(s.Boot) == 0 {
-		return
-	}
-	// When each stage was reached, and how long after the one before.
-	fmt.Fprintln(w, "Boot:")
-	last := time.Duration(0)
+	var boot []string
 	for _, b := range s.Boot {
-		fmt.Fprintf(w, "  %-12s%8s  +%s\n", b.Name, b.At.Round(time.Millisecond), (b.At - last).Round(time.Millisecond))
-		last = b.At
+		boot = append(boot, fmt.Sprintf("%s %s", b.Name, b.At.Round(time.Millisecond)))
 	}
+	line("Boot", strings.Join(boot, ", "))
+	line("Last error", s.LastError)
 }
 
 func newMachineLogsCommand(a *app) *cobra.Command {

@@ -110,10 +110,20 @@ func (c *Children) reap() error {
 		if pid == 0 || c.Owned(pid) {
 			return nil
 		}
-		if _, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); err != nil && err != unix.EINTR {
-			return fmt.Errorf("reap orphan %d: %w", pid, err)
+		if err := reapOrphan(pid); err != nil {
+			return err
 		}
 	}
+}
+
+// reapOrphan reaps a process that nobody seemed to wait for. ECHILD is no error:
+// then its owner has waited for it, and called Done, after it was shown here.
+func reapOrphan(pid int) error {
+	_, err := unix.Wait4(pid, nil, unix.WNOHANG, nil)
+	if err != nil && err != unix.EINTR && err != unix.ECHILD {
+		return fmt.Errorf("reap orphan %d: %w", pid, err)
+	}
+	return nil
 }
 
 func ignoreEINTR(f func() error) error {

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -31,7 +32,7 @@ import (
 )
 
 // patience bounds every wait.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // daemon is an API on a socket.
 type daemon struct {
@@ -98,7 +99,8 @@ func (d *daemon) serve() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{Handler: api.New(api.Config{Engine: d.engine, Images: d.images, Build: "test", Home: d.home, Log: log})}
+	srv := &http.Server{Handler: api.New(api.Config{Engine: d.engine, Images: d.images, Build: "test", Home: d.home, Log: log}),
+		ErrorLog: stdlog.New(noPanic{t}, "", 0)}
 	served := make(chan struct{})
 	go func() { defer close(served); srv.Serve(ln) }()
 	if d.client, err = client.New(client.WithHost("unix://" + socket)); err != nil {
@@ -236,4 +238,14 @@ func (d *daemon) status(name string) string {
 		return err.Error()
 	}
 	return string(c.Container.State.Status)
+}
+
+// noPanic fails the test when a handler panics, which net/http only logs.
+type noPanic struct{ t testing.TB }
+
+func (n noPanic) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("panic serving")) {
+		n.t.Errorf("%s", b)
+	}
+	return len(b), nil
 }

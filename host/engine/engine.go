@@ -268,8 +268,9 @@ func (e *Engine) find(name string) (*ctr, error) {
 	if c := e.containers[name]; c != nil {
 		return c, nil
 	}
-	if id, ok := e.names[strings.TrimPrefix(name, "/")]; ok {
-		return e.containers[id], nil
+	// A name is taken before its container is made and given up after it is gone.
+	if c := e.containers[e.names[strings.TrimPrefix(name, "/")]]; c != nil {
+		return c, nil
 	}
 	var hit *ctr
 	for id, c := range e.containers {

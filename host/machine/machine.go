@@ -92,6 +92,12 @@ type Status struct {
 	Guest *proto.StatusResponse `json:"guest,omitempty"`
 }
 
+// Stage is a point in a boot.
+type Stage struct {
+	Name string        `json:"name"`
+	At   time.Duration `json:"at"` // nanoseconds since the boot began
+}
+
 // Machine boots and stops one virtual machine. Its methods may be called from
 // several goroutines.
 type Machine struct {
@@ -100,9 +106,9 @@ type Machine struct {
 	mu      sync.Mutex
 	state   State
 	since   time.Time
-	boot    *boot   // while starting
-	guest   *Guest  // while running or stopping
-	stages  *stages // of the last boot; nil before the first
+	boot    *boot  // while starting
+	guest   *Guest // while running or stopping
+	stages  []Stage
 	lastErr error
 	holds   int
 	idle    *time.Timer // fires stopIdle; only while running and not held
@@ -195,9 +201,7 @@ func (m *Machine) Status(ctx context.Context) Status {
 	s := Status{
 		State: m.state, Since: m.since, CPUs: m.cfg.CPUs, Memory: m.cfg.Memory,
 		DataDisk: m.cfg.DataDisk, DiskSize: m.cfg.DataDiskSize,
-	}
-	if m.stages != nil {
-		s.Boot = m.stages.all()
+		Boot: append([]Stage(nil), m.stages...),
 	}
 	if m.lastErr != nil {
 		s.LastError = m.lastErr.Error()
@@ -301,7 +305,7 @@ func (m *Machine) stopIdle(g *Guest) {
 func (m *Machine) startLocked() {
 	ctx, cancel := context.WithTimeout(context.Background(), bootTimeout)
 	b := &boot{done: make(chan struct{}), cancel: cancel}
-	m.boot = b
+	m.boot, m.stages = b, nil
 	m.setState(Starting)
 	m.wg.Add(1)
 	go func() {

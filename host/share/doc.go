@@ -46,17 +46,26 @@
 // # Freshness
 //
 // Changes on the host are seen at the next open or stat: names of files are
-// not cached, and neither is their absence. Directories are cached for a
-// second, attributes of open files for a tenth of one. Pages stay cached
+// not cached, and neither is their absence, but for a quarter of a second what
+// the guest has made itself. Directories are cached for a second, attributes of
+// open files and of files just listed for a tenth of one. Pages stay cached
 // between opens only of a file that has not changed for a while (see
 // signature) and that the guest keeps in use: Linux drops an inode, pages and
-// all, when the last user of a name that isn't cached goes. The same host path exported both ways, or inside another export,
-// is two file systems to the guest: one sees the other's changes like the
-// host's, and file locks don't meet.
+// all, when the last user of a name that isn't cached goes. The same host path
+// exported both ways, or inside another export, is two file systems to the
+// guest: one sees the other's changes like the host's, and file locks don't
+// meet.
 //
 // # Limits
 //
-// Each inode that the guest remembers costs one descriptor (O_PATH); past
-// Options.MaxFiles the guest gets ENFILE. Errors that a network file system
-// tells only at close are told by fsync, not by close.
+// Each inode that the guest works with has a descriptor (O_PATH). Those that it
+// only remembers lose theirs when Options.MaxFiles of them are open, and get it
+// back by name; what the host has moved or replaced meanwhile is stale then, and
+// the guest looks its name up again. ENFILE is for more open files than that.
+// Errors that a network file system tells only at close are told by fsync, not
+// by close.
+//
+// A request that hangs in a host's file system holds up its own caller, and at
+// most fifteen others of its ring; the guest's next boot begins with a table of
+// its own.
 package share

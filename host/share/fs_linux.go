@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -17,6 +18,7 @@ type fileSystem struct {
 	fuse.RawFileSystem
 	*table
 	exports   *exports // the root directory; nil when the root is a node
+	root      *node    // held; nil with exports
 	forbidden []fileID
 	log       *slog.Logger
 
@@ -35,7 +37,7 @@ type volume struct {
 	frozen bool
 	// file: the root is no directory, and stays when its name changes.
 	file   bool
-	closed bool // by table.mu
+	closed atomic.Bool // withdrawn
 }
 
 const (
@@ -46,6 +48,10 @@ const (
 	// looked up at each use, which brings new attributes, so it counts only
 	// for what is open.
 	fileTimeout = 100 * time.Millisecond
+	// ownTimeout is for how long the guest may use the name of a file that it
+	// has made just now without asking: who unpacks an archive names each file
+	// five times in a row (chown, chmod, utimes …).
+	ownTimeout = 250 * time.Millisecond
 	// frozenTimeout is for what doesn't change.
 	frozenTimeout = time.Hour
 )
@@ -76,10 +82,19 @@ func defaultMaxFiles() int {
 // String names the file system in the guest's table of mounts.
 func (f *fileSystem) String() string { return "sampan" }
 
+// retire takes everything from the guest.
+func (f *fileSystem) retire() {
+	f.withdraw(func(*node) bool { return true })
+	if f.root != nil {
+		f.put(f.root)
+	}
+}
+
 // use holds the node of a request. What the guest can't name any more is stale.
 func (f *fileSystem) use(id uint64) (*node, fuse.Status) {
-	if n := f.node(id); n != nil {
-		return n, fuse.OK
+	n, err := f.node(id)
+	if n != nil || err != nil {
+		return n, status(err)
 	}
 	if id == fuse.FUSE_ROOT_ID && f.exports != nil {
 		return nil, fuse.EROFS
@@ -142,35 +157,37 @@ func (f *fileSystem) child(p *node, name string, st *unix.Stat_t) (*node, error)
 	if err := fstatat(p.fd, name, st); err != nil {
 		return nil, err
 	}
-	if n := f.find(f.key(p.vol, st)); n != nil {
-		return n, nil
+	n, err := f.find(f.key(p.vol, st), p, name)
+	if n != nil || err != nil && !errors.Is(err, unix.ESTALE) {
+		return n, err
 	}
 	fd, err := openat(p.fd, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
-	return f.adopt(p.vol, fd, st)
+	return f.adopt(p.vol, fd, st, p, name)
 }
 
 // adopt makes a held node of a descriptor, which it takes over, and fills st.
-func (f *fileSystem) adopt(vol *volume, fd int, st *unix.Stat_t) (*node, error) {
+// It was opened as name in p; p is nil where it can't be opened so again.
+func (f *fileSystem) adopt(vol *volume, fd int, st *unix.Stat_t, p *node, name string) (*node, error) {
 	if err := fstat(fd, st); err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
-	if f.isForbidden(st) {
+	if isForbidden(f.forbidden, st) {
 		unix.Close(fd)
 		return nil, unix.EACCES
 	}
-	return f.add(f.key(vol, st), st.Mode&unix.S_IFMT, fd)
+	return f.add(f.key(vol, st), st.Mode&unix.S_IFMT, fd, p, name)
 }
 
 func (f *fileSystem) key(vol *volume, st *unix.Stat_t) nodeKey {
 	return nodeKey{vol: vol, dev: uint64(st.Dev), ino: st.Ino}
 }
 
-func (f *fileSystem) isForbidden(st *unix.Stat_t) bool {
-	for _, id := range f.forbidden {
+func isForbidden(ids []fileID, st *unix.Stat_t) bool {
+	for _, id := range ids {
 		if id == (fileID{uint64(st.Dev), st.Ino}) {
 			return true
 		}
@@ -178,16 +195,29 @@ func (f *fileSystem) isForbidden(st *unix.Stat_t) bool {
 	return false
 }
 
-// guardEntry refuses to move or remove what is forbidden.
-func (f *fileSystem) guardEntry(p *node, name string) fuse.Status {
-	if len(f.forbidden) == 0 {
-		return fuse.OK
-	}
+// target holds the node of an entry that is about to lose its name: it can't be
+// opened by it any more. nil when the guest doesn't know it. What is forbidden
+// can't be moved or removed.
+func (f *fileSystem) target(p *node, name string) (*node, fuse.Status) {
 	var st unix.Stat_t
-	if fstatat(p.fd, name, &st) == nil && f.isForbidden(&st) {
-		return fuse.EACCES
+	if fstatat(p.fd, name, &st) != nil {
+		return nil, fuse.OK // the host says what is wrong
 	}
-	return fuse.OK
+	if isForbidden(f.forbidden, &st) {
+		return nil, fuse.EACCES
+	}
+	n, err := f.find(f.key(p.vol, &st), p, name)
+	if errors.Is(err, unix.ESTALE) { // another inode
+		err = nil
+	}
+	return n, status(err)
+}
+
+// putAny is put for what may be nil.
+func (f *fileSystem) putAny(n *node) {
+	if n != nil {
+		f.put(n)
+	}
 }
 
 // inode is the number that the guest sees: the host's, and for all but the
@@ -245,6 +275,8 @@ func (f *fileSystem) entry(n *node, st *unix.Stat_t, who fuse.Caller, out *fuse.
 		out.SetEntryTimeout(frozenTimeout)
 	case n.isDir():
 		out.SetEntryTimeout(dirTimeout)
+	case time.Since(time.Unix(0, n.made.Load())) < ownTimeout:
+		out.SetEntryTimeout(ownTimeout)
 	}
 	out.SetAttrTimeout(n.attrTimeout())
 	return fuse.OK

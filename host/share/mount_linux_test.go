@@ -37,7 +37,7 @@ func serveChild(dir string) {
 			return
 		}
 	}
-	server, err := fuse.NewServer(tree.fs, "/dev/fd/3", &fuse.MountOptions{
+	server, err := fuse.NewServer(tree.server.fs(), "/dev/fd/3", &fuse.MountOptions{
 		MaxWrite:          maxData,
 		ExtraCapabilities: fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2,
 	})

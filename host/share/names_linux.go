@@ -2,6 +2,7 @@ package share
 
 import (
 	"errors"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -10,6 +11,7 @@ import (
 // made records what the guest gave a new inode, which the caller holds, and
 // fills st. A directory with setgid hands its group down.
 func (f *fileSystem) made(p, n *node, st *unix.Stat_t, who fuse.Caller, mode uint32) error {
+	n.made.Store(time.Now().UnixNano())
 	o := owner(noRecord(), who)
 	if dir := p.record(); dir.gid != unset && dir.mode != unset && dir.mode&unix.S_ISGID != 0 {
 		o.Gid = dir.gid
@@ -120,6 +122,7 @@ func (f *fileSystem) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *
 	if err != nil {
 		return status(err)
 	}
+	f.named(n, p, name)
 	var st unix.Stat_t
 	if err := fstat(n.fd, &st); err != nil {
 		return status(err)
@@ -143,10 +146,16 @@ func (f *fileSystem) remove(id uint64, name string, flags int) fuse.Status {
 		return code
 	}
 	defer f.put(p)
-	if code := f.guardEntry(p, name); !code.Ok() {
+	n, code := f.target(p, name)
+	if !code.Ok() {
 		return code
 	}
-	return status(retry(func() error { return unix.Unlinkat(p.fd, name, flags) }))
+	defer f.putAny(n)
+	err := retry(func() error { return unix.Unlinkat(p.fd, name, flags) })
+	if err == nil && n != nil {
+		f.named(n, nil, "")
+	}
+	return status(err)
 }
 
 // Rename moves an entry within its volume; the flags are those of renameat2.
@@ -167,13 +176,31 @@ func (f *fileSystem) Rename(_ <-chan struct{}, in *fuse.RenameIn, from, to strin
 	if p.vol != q.vol {
 		return fuse.EXDEV
 	}
-	if code := f.guardEntry(p, from); !code.Ok() {
+	moved, code := f.target(p, from)
+	if !code.Ok() {
 		return code
 	}
-	if code := f.guardEntry(q, to); !code.Ok() {
+	defer f.putAny(moved)
+	covered, code := f.target(q, to)
+	if !code.Ok() {
 		return code
 	}
-	return status(retry(func() error { return unix.Renameat2(p.fd, from, q.fd, to, uint(in.Flags)) }))
+	defer f.putAny(covered)
+	err := retry(func() error { return unix.Renameat2(p.fd, from, q.fd, to, uint(in.Flags)) })
+	if err != nil || moved == covered {
+		return status(err)
+	}
+	switch {
+	case covered == nil:
+	case in.Flags&unix.RENAME_EXCHANGE != 0:
+		f.named(covered, p, from)
+	default:
+		f.named(covered, nil, "")
+	}
+	if moved != nil {
+		f.named(moved, q, to)
+	}
+	return fuse.OK
 }
 
 // Create makes a file and opens it, or opens one that turned up meanwhile.
@@ -193,7 +220,7 @@ func (f *fileSystem) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, o
 	if err != nil {
 		return status(err)
 	}
-	return f.created(p, fd, in, out)
+	return f.created(p, name, fd, in, out)
 }
 
 // Tmpfile makes a file without a name in a directory.
@@ -211,18 +238,23 @@ func (f *fileSystem) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.Cre
 	if err != nil {
 		return status(err)
 	}
-	return f.created(p, fd, in, out)
+	return f.created(p, "", fd, in, out)
 }
 
-// created answers for the new file behind fd, which it takes over.
-func (f *fileSystem) created(p *node, fd int, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+// created answers for the new file behind fd, which it takes over. The name is
+// empty where it has none.
+func (f *fileSystem) created(p *node, name string, fd int, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	path, err := openat(unix.AT_FDCWD, procPath(fd), unix.O_PATH, 0)
 	if err != nil {
 		unix.Close(fd)
 		return status(err)
 	}
 	var st unix.Stat_t
-	n, err := f.adopt(p.vol, path, &st)
+	at := p
+	if name == "" {
+		at = nil
+	}
+	n, err := f.adopt(p.vol, path, &st, at, name)
 	if err != nil {
 		unix.Close(fd)
 		return status(err)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -113,12 +114,24 @@ func testNames(t *testing.T, in, at string) {
 	check(t, os.Rename(in+"/d", in+"/e"))
 	read("e/f", "f")
 	check(t, os.RemoveAll(in+"/e"))
-	// Atomic replacement on the host.
-	for i := range 20 {
-		check(t, os.WriteFile(at+"/new", []byte(fmt.Sprint(i)), 0o644))
-		check(t, os.Rename(at+"/new", at+"/b"))
-		read("b", fmt.Sprint(i))
+	// Atomic replacement on the host: at once for what the host made, within a
+	// second for what the guest has made just now.
+	replace := func(name, text string) {
+		check(t, os.WriteFile(at+"/new", []byte(text), 0o644))
+		check(t, os.Rename(at+"/new", at+"/"+name))
 	}
+	for i := range 20 {
+		replace("h", fmt.Sprint(i))
+		read("h", fmt.Sprint(i))
+	}
+	write("own", "guest")
+	replace("own", "host")
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if got, _ := os.ReadFile(in + "/own"); string(got) == "host" {
+			break
+		}
+	}
+	read("own", "host")
 	for _, name := range []string{"sp ace", "ünï", "\xff\xfe", "-", string(bytes.Repeat([]byte("x"), 255))} {
 		write(name, name)
 		read(name, name)

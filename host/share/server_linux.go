@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -16,12 +17,18 @@ import (
 // It copies what is parsed (all but the data of a write) out of the guest's
 // memory first, so that nothing is checked there and used later.
 type server struct {
-	fs    *fileSystem
-	proto *fuse.ProtocolServer
+	fresh func() *fileSystem // one of which the guest knows nothing yet
 	log   *slog.Logger
 
-	// INIT changes what the others read: it runs alone.
-	mu sync.RWMutex
+	mu      sync.Mutex // for changes of current
+	current atomic.Pointer[session]
+}
+
+// session is what one boot of the guest works with. The next gets its own, so
+// that what hangs in a host's file system can't keep it waiting.
+type session struct {
+	fs    *fileSystem
+	proto *fuse.ProtocolServer
 }
 
 const (
@@ -36,7 +43,29 @@ const (
 	writeInSize   = int(unsafe.Sizeof(fuse.WriteIn{}))
 )
 
-func newServer(fs *fileSystem, log *slog.Logger) *server {
+func newServer(fresh func() *fileSystem, log *slog.Logger) *server {
+	s := &server{fresh: fresh, log: log}
+	s.restart()
+	return s
+}
+
+// restart makes void all that the guest holds. Requests that are under way
+// finish, with what they began with.
+func (s *server) restart() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fs := s.fresh()
+	old := s.current.Swap(&session{fs: fs, proto: protocol(fs, s.log)})
+	if old != nil {
+		go old.fs.retire() // closing a file can hang as well
+	}
+}
+
+// fs is the file system that the guest works with now.
+func (s *server) fs() *fileSystem { return s.current.Load().fs }
+
+// protocol is go-fuse's side of a file system.
+func protocol(fs *fileSystem, log *slog.Logger) *fuse.ProtocolServer {
 	opts := &fuse.MountOptions{
 		MaxWrite:      maxData,
 		MaxBackground: 64,
@@ -57,7 +86,7 @@ func newServer(fs *fileSystem, log *slog.Logger) *server {
 		opts.EnableSymlinkCaching = true
 		opts.ExplicitDataCacheControl = true
 	}
-	return &server{fs: fs, proto: fuse.NewProtocolServer(fs, opts), log: log}
+	return fuse.NewProtocolServer(fs, opts)
 }
 
 // Requests that need care; the numbers are FUSE's.
@@ -124,19 +153,14 @@ func (s *server) HandleRequest(in, out [][]byte) (written int, code fuse.Status)
 	case h.NodeId == ^uint64(0): // means something to go-fuse
 		return fail(out, h, fuse.ENOENT)
 	}
-	if h.Opcode == opInit {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.fs.reset()
-	} else {
-		s.mu.RLock()
-		defer s.mu.RUnlock()
+	if h.Opcode == opInit || h.Opcode == opDestroy {
+		s.restart()
 	}
-	return s.serve(&head, in, out)
+	return s.current.Load().serve(&head, in, out)
 }
 
 // serve answers a request that is long enough for its opcode.
-func (s *server) serve(head *[writeInSize]byte, in, out [][]byte) (int, fuse.Status) {
+func (s *session) serve(head *[writeInSize]byte, in, out [][]byte) (int, fuse.Status) {
 	h := (*fuse.InHeader)(unsafe.Pointer(head))
 	switch h.Opcode {
 	case opRead:
@@ -146,7 +170,6 @@ func (s *server) serve(head *[writeInSize]byte, in, out [][]byte) (int, fuse.Sta
 	case opSyncFS:
 		return fail(out, h, s.fs.syncAll())
 	case opDestroy:
-		s.fs.reset()
 		return fail(out, h, fuse.OK)
 	case opReadDir, opReadDirPlus:
 		if (*fuse.ReadIn)(unsafe.Pointer(head)).Size > maxData {
@@ -178,7 +201,7 @@ func (s *server) serve(head *[writeInSize]byte, in, out [][]byte) (int, fuse.Sta
 }
 
 // read fills out behind its header.
-func (s *server) read(in *fuse.ReadIn, out [][]byte) (int, fuse.Status) {
+func (s *session) read(in *fuse.ReadIn, out [][]byte) (int, fuse.Status) {
 	if in.Size > maxData {
 		return fail(out, &in.InHeader, fuse.EINVAL)
 	}
@@ -189,7 +212,7 @@ func (s *server) read(in *fuse.ReadIn, out [][]byte) (int, fuse.Status) {
 	return answer(out, &in.InHeader, fuse.OK, n, nil)
 }
 
-func (s *server) write(in *fuse.WriteIn, request, out [][]byte) (int, fuse.Status) {
+func (s *session) write(in *fuse.WriteIn, request, out [][]byte) (int, fuse.Status) {
 	data := cut(request, writeInSize, maxData+1)
 	if n := total(data); n != int(in.Size) || n > maxData {
 		return fail(out, &in.InHeader, fuse.EINVAL)

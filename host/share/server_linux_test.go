@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -134,8 +135,8 @@ func TestExports(t *testing.T) {
 	}
 	ro.Close()
 	file.Close()
-	if s.fs.files != 0 || len(s.fs.nodes) != 0 || len(s.fs.handles) != 0 {
-		t.Errorf("left: %d descriptors, %d nodes, %d handles", s.fs.files, len(s.fs.nodes), len(s.fs.handles))
+	if s.fs().files != 0 || len(s.fs().nodes) != 0 || len(s.fs().handles) != 0 {
+		t.Errorf("left: %d descriptors, %d nodes, %d handles", s.fs().files, len(s.fs().nodes), len(s.fs().handles))
 	}
 }
 
@@ -203,4 +204,76 @@ func FuzzHandleRequest(f *testing.F) {
 			t.Fatalf("length %d, used %d", binary.LittleEndian.Uint32(out), n)
 		}
 	})
+}
+
+// TestHangs has a request hang in the host's file system: the guest's next boot
+// must not wait for it, nor may the old request touch what the new boot holds.
+func TestHangs(t *testing.T) {
+	dir := t.TempDir()
+	f, err := os.Create(dir + "/f")
+	check(t, err)
+	defer f.Close()
+	tree := NewTree(Options{})
+	e, err := tree.Export(dir, false)
+	check(t, err)
+	defer e.Close()
+	s := tree.server
+	initServer(t, s)
+	root, _ := lookup(t, s, 1, e.Name())
+	node, _ := lookup(t, s, root, "f")
+	// Whoever opens a leased file waits until the lease is given back.
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		t.Fatalf("lease: %v", err)
+	}
+	opened := make(chan fuse.Status)
+	go func() {
+		code, _ := call(t, s, request(14, node, uint32(os.O_RDWR), uint32(0)))
+		opened <- code
+	}()
+	old := s.fs()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		old.mu.Lock()
+		busy := old.nodes[node].refs > 0
+		old.mu.Unlock()
+		if busy {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the open does not begin")
+		}
+	}
+	begin := time.Now()
+	initServer(t, s)
+	if _, code := lookup(t, s, root, "f"); code != fuse.Status(unix.ESTALE) {
+		t.Errorf("the new boot knows a node of the old: %v", code)
+	}
+	root, code := lookup(t, s, 1, e.Name())
+	if _, code2 := lookup(t, s, root, "f"); !code.Ok() || !code2.Ok() {
+		t.Errorf("the new boot's lookups: %v, %v", code, code2)
+	}
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("the new boot waited %s", d)
+	}
+	select {
+	case code := <-opened:
+		t.Errorf("the open did not hang: %v", code)
+	default:
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK); err != nil {
+		t.Fatal(err)
+	}
+	if code := <-opened; !code.Ok() && code != fuse.Status(unix.ESTALE) {
+		t.Errorf("the old open ends with %v", code)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		old.mu.Lock()
+		left := old.files
+		old.mu.Unlock()
+		if left == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the old boot keeps %d descriptors", left)
+		}
+	}
 }

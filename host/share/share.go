@@ -14,8 +14,9 @@ type Options struct {
 	// them, and that are not reachable through an export that contains them.
 	// Each has to exist when the Tree is made. Optional.
 	Forbidden []string
-	// MaxFiles bounds the descriptors that a Tree holds for the guest.
-	// Optional: the default is half of the process's limit.
+	// MaxFiles bounds the descriptors that a Tree holds for the guest, which
+	// may remember any number of inodes more. Optional: the default is half of
+	// the process's limit.
 	MaxFiles int
 	// Log is for what people may want to know. Optional.
 	Log *slog.Logger

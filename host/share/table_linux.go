@@ -11,18 +11,30 @@ import (
 
 // A node is an inode that the guest knows, or that a request works on. Its
 // descriptor names the inode whatever happens to its name, and pins the inode
-// number.
+// number. When descriptors run short the node may lose it, and gets it back
+// from its name (see reopen).
 type node struct {
 	nodeKey
 	id   uint64
-	fd   int    // O_PATH
-	proc string // path that reopens fd
 	kind uint32 // S_IFMT bits, which never change
+	// identity: see identify.
+	identity string
 
-	nlookup uint64 // by table.mu
-	refs    int    // by table.mu: requests, handles, and one if nlookup > 0
-	gone    bool   // by table.mu: its volume was withdrawn
+	// fd and proc don't change while a request holds the node: use, find and
+	// add return it with both.
+	fd   int    // O_PATH; -1 while the node is without
+	proc string // path that reopens fd
 
+	// By table.mu.
+	nlookup uint64
+	refs    int       // requests and handles
+	kids    int       // nodes whose parent this is
+	parent  *node     // where it was seen last; nil: it can't be found again
+	name    string    // in parent
+	gone    bool      // its volume was withdrawn
+	idle    idleLinks // in table.idle
+
+	made   atomic.Int64              // when the guest made it or gave it a name, in Unix ns
 	memory atomic.Pointer[record]    // what no attribute could hold
 	sig    atomic.Pointer[signature] // of the last open
 }
@@ -56,72 +68,120 @@ type table struct {
 	nodes   map[uint64]*node
 	byKey   map[nodeKey]*node
 	handles map[uint64]*handle
-	last    uint64 // id given out last, to nodes and handles; never reused
-	files   int    // descriptors held
+	idle    idleList // nodes that can do without their descriptor
+	last    uint64   // id given out last, to nodes and handles; never reused
+	files   int      // descriptors held
 	max     int
+	dead    []int // descriptors to close once mu is free
 }
 
 func newTable(maxFiles int) *table {
-	return &table{
+	t := &table{
 		nodes: map[uint64]*node{}, byKey: map[nodeKey]*node{}, handles: map[uint64]*handle{},
 		last: fuse.FUSE_ROOT_ID, max: maxFiles,
 	}
+	t.idle.init()
+	return t
+}
+
+// unlock ends a change. The last close of a file that has no name any more
+// frees its blocks, so it must not keep others from the table.
+func (t *table) unlock() {
+	dead := t.dead
+	t.dead = nil
+	t.mu.Unlock()
+	for _, fd := range dead {
+		unix.Close(fd)
+	}
+}
+
+// close takes a descriptor out of the account.
+func (t *table) close(fd int) {
+	t.files--
+	t.dead = append(t.dead, fd)
 }
 
 // node holds the node with an id for a request; nil when there is none.
-func (t *table) node(id uint64) *node {
+func (t *table) node(id uint64) (*node, error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.hold(t.nodes[id])
+	n := t.hold(t.nodes[id])
+	t.unlock()
+	return t.ready(n)
 }
 
-// find holds the node of an inode; nil when it isn't known.
-func (t *table) find(k nodeKey) *node {
+// find holds the node of an inode, which was just seen as name in p; nil when
+// it isn't known.
+func (t *table) find(k nodeKey, p *node, name string) (*node, error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.hold(t.byKey[k])
+	n := t.hold(t.byKey[k])
+	if n != nil {
+		t.setName(n, p, name)
+	}
+	t.unlock()
+	return t.ready(n)
 }
 
+// ready gives a held node its descriptor.
+func (t *table) ready(n *node) (*node, error) {
+	if n == nil {
+		return nil, nil
+	}
+	if err := t.reopen(n); err != nil {
+		t.put(n)
+		return nil, err
+	}
+	return n, nil
+}
+
+// hold begins a request's use of n.
 func (t *table) hold(n *node) *node {
 	if n != nil {
 		n.refs++
+		t.idle.remove(n)
 	}
 	return n
 }
 
-// add holds the node of an inode and takes over a descriptor of it.
-func (t *table) add(k nodeKey, kind uint32, fd int) (*node, error) {
+// add holds the node of an inode and takes over a descriptor of it. It was seen
+// as name in p; p is nil where that can't be opened again.
+func (t *table) add(k nodeKey, kind uint32, fd int, p *node, name string) (*node, error) {
+	identity := identify(fd)
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if n := t.byKey[k]; n != nil {
-		unix.Close(fd)
-		return t.hold(n), nil
+	defer t.unlock()
+	t.files++
+	n := t.byKey[k]
+	if n != nil && n.fd >= 0 {
+		t.close(fd)
+		t.setName(t.hold(n), p, name)
+		return n, nil
 	}
-	if t.files >= t.max {
-		unix.Close(fd)
-		return nil, unix.ENFILE
+	if n != nil {
+		// Without its descriptor the node doesn't keep the number from being
+		// given to another inode. If this is the same, the guest has it twice.
+		delete(t.byKey, k)
 	}
-	if k.vol.closed {
-		unix.Close(fd)
+	if k.vol.closed.Load() {
+		t.close(fd)
 		return nil, unix.ESTALE
 	}
+	if !t.room() {
+		t.close(fd)
+		return nil, unix.ENFILE
+	}
 	t.last++
-	n := &node{nodeKey: k, id: t.last, fd: fd, proc: procPath(fd), kind: kind, refs: 1}
+	n = &node{nodeKey: k, id: t.last, fd: fd, proc: procPath(fd), kind: kind, identity: identity, refs: 1}
 	t.nodes[n.id] = n
 	t.byKey[k] = n
-	t.files++
+	t.setName(n, p, name)
 	return n, nil
 }
 
 // remember counts that the guest is told of n, which its caller holds.
 func (t *table) remember(n *node) bool {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	defer t.unlock()
 	if n.gone {
 		return false
-	}
-	if n.nlookup == 0 {
-		n.refs++
 	}
 	n.nlookup++
 	return true
@@ -130,32 +190,50 @@ func (t *table) remember(n *node) bool {
 // forget takes back count times remember.
 func (t *table) forget(id, count uint64) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	defer t.unlock()
 	n := t.nodes[id]
 	if n == nil || n.nlookup == 0 || count == 0 {
 		return
 	}
 	n.nlookup -= min(count, n.nlookup)
-	if n.nlookup == 0 {
-		t.drop(n)
-	}
+	t.settle(n)
 }
 
 // put ends a request's hold.
 func (t *table) put(n *node) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	defer t.unlock()
 	t.drop(n)
 }
 
 func (t *table) drop(n *node) {
 	n.refs--
-	if n.refs > 0 {
-		return
+	t.settle(n)
+}
+
+// settle decides what becomes of n after it has lost a user.
+func (t *table) settle(n *node) {
+	for n != nil && n.refs == 0 && n.nlookup == 0 && n.kids == 0 {
+		t.unlist(n)
+		t.shut(n)
+		p := n.parent
+		if n.parent = nil; p != nil {
+			p.kids--
+		}
+		n = p
 	}
-	t.unlist(n)
-	t.files--
-	unix.Close(n.fd)
+	if n != nil && n.refs == 0 && n.fd >= 0 && n.parent != nil && n.identity != "" && !n.gone {
+		t.idle.add(n)
+	}
+}
+
+// shut takes n's descriptor.
+func (t *table) shut(n *node) {
+	t.idle.remove(n)
+	if n.fd >= 0 {
+		t.close(n.fd)
+		n.fd, n.proc = -1, ""
+	}
 }
 
 func (t *table) unlist(n *node) {
@@ -168,16 +246,17 @@ func (t *table) unlist(n *node) {
 // open takes over a descriptor of n as a new handle.
 func (t *table) open(n *node, fd int, dir *dirStream) (uint64, error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if n.gone || t.files >= t.max {
-		unix.Close(fd)
-		if n.gone {
-			return 0, unix.ESTALE
-		}
+	defer t.unlock()
+	t.files++
+	if n.gone {
+		t.close(fd)
+		return 0, unix.ESTALE
+	}
+	if !t.room() {
+		t.close(fd)
 		return 0, unix.ENFILE
 	}
 	t.last++
-	t.files++
 	t.handles[t.last] = &handle{node: t.hold(n), fd: fd, dir: dir, refs: 1}
 	return t.last, nil
 }
@@ -195,14 +274,14 @@ func (t *table) handle(id uint64) *handle {
 
 func (t *table) putHandle(h *handle) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	defer t.unlock()
 	t.dropHandle(h)
 }
 
 // release closes a handle when no request uses it any more.
 func (t *table) release(id uint64) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	defer t.unlock()
 	if h := t.handles[id]; h != nil {
 		delete(t.handles, id)
 		t.dropHandle(h)
@@ -214,29 +293,15 @@ func (t *table) dropHandle(h *handle) {
 	if h.refs > 0 {
 		return
 	}
-	t.files--
-	unix.Close(h.fd)
+	t.close(h.fd)
 	t.drop(h.node)
 }
 
-// closeVolume makes the guest lose all of a volume, for good.
-func (t *table) closeVolume(vol *volume) {
-	t.mu.Lock()
-	vol.closed = true
-	t.mu.Unlock()
-	t.withdraw(func(n *node) bool { return n.vol == vol })
-}
-
-// reset makes the guest lose all but the root: it has started anew.
-func (t *table) reset() {
-	t.withdraw(func(n *node) bool { return n.id != fuse.FUSE_ROOT_ID })
-}
-
-// withdraw takes the nodes for which lost is true from the guest, with their
-// handles. Requests that work on one finish.
+// withdraw takes the nodes for which lost is true from the guest, for good, with
+// their handles. Requests that work on one finish.
 func (t *table) withdraw(lost func(*node) bool) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	defer t.unlock()
 	for id, h := range t.handles {
 		if lost(h.node) {
 			delete(t.handles, id)
@@ -247,23 +312,26 @@ func (t *table) withdraw(lost func(*node) bool) {
 		if !lost(n) {
 			continue
 		}
+		// Where one goes its parent goes too, or is the root: the links among
+		// them need no account any more.
 		t.unlist(n)
-		n.gone = true
-		if n.nlookup > 0 {
-			n.nlookup = 0
-			t.drop(n)
+		n.gone, n.nlookup, n.kids = true, 0, 0
+		if n.parent != nil && !lost(n.parent) {
+			n.parent.kids--
 		}
+		n.parent = nil
+		t.settle(n)
 	}
 }
 
 // perDevice holds one node of each file system that the guest can write to.
 func (t *table) perDevice() []*node {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	defer t.unlock()
 	seen := map[uint64]bool{}
 	var nodes []*node
 	for _, n := range t.nodes {
-		if !seen[n.dev] && n.hasAttrs() && !n.vol.readOnly {
+		if !seen[n.dev] && n.fd >= 0 && n.hasAttrs() && !n.vol.readOnly {
 			seen[n.dev] = true
 			nodes = append(nodes, t.hold(n))
 		}

@@ -23,24 +23,26 @@ import (
 // path. Its methods may be called from several goroutines, and while a guest
 // uses it.
 type Tree struct {
-	opts    Options
-	fs      *fileSystem
-	server  *server
-	exports *exports
+	opts      Options
+	forbidden []fileID
+	server    *server
+	exports   *exports
 }
 
 // NewTree makes a Tree that exports nothing.
 func NewTree(opts Options) *Tree {
-	fs := newFileSystem(opts.MaxFiles, opts.log())
-	t := &Tree{opts: opts, fs: fs, exports: &exports{byName: map[string]*exported{}, made: time.Now()}}
-	fs.exports = t.exports
+	t := &Tree{opts: opts, exports: &exports{byName: map[string]*exported{}, made: time.Now()}}
 	for _, path := range opts.Forbidden {
 		var st unix.Stat_t
 		if err := unix.Stat(path, &st); err == nil {
-			fs.forbidden = append(fs.forbidden, fileID{uint64(st.Dev), st.Ino})
+			t.forbidden = append(t.forbidden, fileID{uint64(st.Dev), st.Ino})
 		}
 	}
-	t.server = newServer(fs, opts.log())
+	t.server = newServer(func() *fileSystem {
+		f := newFileSystem(opts.MaxFiles, opts.log())
+		f.exports, f.forbidden = t.exports, t.forbidden
+		return f
+	}, opts.log())
 	return t
 }
 
@@ -127,7 +129,7 @@ func (t *Tree) checkForbidden(fd int, path string, dir bool) error {
 	if err := fstat(fd, &st); err != nil {
 		return err
 	}
-	if t.fs.isForbidden(&st) {
+	if isForbidden(t.forbidden, &st) {
 		return ErrForbidden
 	}
 	at := filepath.Dir(path)
@@ -140,7 +142,7 @@ func (t *Tree) checkForbidden(fd int, path string, dir bool) error {
 
 // checkAbove walks from a directory up to the root.
 func (t *Tree) checkAbove(from int, name string, last unix.Stat_t) error {
-	if len(t.fs.forbidden) == 0 {
+	if len(t.forbidden) == 0 {
 		return nil
 	}
 	at, err := openat(from, name, unix.O_PATH|unix.O_DIRECTORY, 0)
@@ -153,7 +155,7 @@ func (t *Tree) checkAbove(from int, name string, last unix.Stat_t) error {
 		}
 		var st unix.Stat_t
 		err = fstat(at, &st)
-		if err == nil && t.fs.isForbidden(&st) {
+		if err == nil && isForbidden(t.forbidden, &st) {
 			err = ErrForbidden
 		}
 		if err != nil || st.Dev == last.Dev && st.Ino == last.Ino {
@@ -182,7 +184,8 @@ func (t *Tree) withdraw(e *exported) {
 	if !t.exports.remove(e) {
 		return
 	}
-	t.fs.closeVolume(e.vol)
+	e.vol.closed.Store(true)
+	t.server.fs().withdraw(func(n *node) bool { return n.vol == e.vol })
 	unix.Close(e.fd)
 }
 
@@ -247,7 +250,7 @@ func (x *exports) lookup(f *fileSystem, name string, st *unix.Stat_t) (*node, er
 	if err != nil {
 		return nil, err
 	}
-	return f.adopt(e.vol, fd, st)
+	return f.adopt(e.vol, fd, st, nil, "")
 }
 
 // list gives the entries after an offset until add says that it is full.
@@ -289,33 +292,50 @@ func ReadOnlyDir(path string) (vm.FUSEServer, io.Closer, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("serve %s: %w", path, err)
 	}
+	var st unix.Stat_t
+	if err := fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		unix.Close(fd)
+		return nil, nil, fmt.Errorf("serve %s: %w", path, unix.ENOTDIR)
+	}
+	d := &readOnlyDir{fd: fd, vol: &volume{readOnly: true, frozen: true}}
+	d.server = newServer(d.fileSystem, Options{}.log())
+	if d.server.fs().root == nil {
+		return nil, nil, errors.Join(fmt.Errorf("serve %s: no descriptors left", path), d.Close())
+	}
+	return d.server, d, nil
+}
+
+// readOnlyDir is what ReadOnlyDir serves.
+type readOnlyDir struct {
+	once   sync.Once
+	fd     int // O_PATH
+	vol    *volume
+	server *server
+}
+
+// fileSystem has the directory as its root; once that is closed, none.
+func (d *readOnlyDir) fileSystem() *fileSystem {
 	// A layer is one inode and at most a few open files.
 	f := newFileSystem(defaultMaxFiles()/4, Options{}.log())
-	var st unix.Stat_t
-	vol := &volume{readOnly: true, frozen: true}
-	f.last = fuse.FUSE_ROOT_ID - 1 // the first node gets the root's id
-	n, err := f.adopt(vol, fd, &st)
-	if err == nil && !n.isDir() {
-		err = unix.ENOTDIR
+	if d.vol.closed.Load() {
+		return f
 	}
+	fd, err := unix.FcntlInt(uintptr(d.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, nil, fmt.Errorf("serve %s: %w", path, err)
+		return f
 	}
-	return newServer(f, f.log), &dirCloser{fs: f, root: n}, nil
+	f.last = fuse.FUSE_ROOT_ID - 1 // the first node gets the root's id
+	var st unix.Stat_t
+	f.root, _ = f.adopt(d.vol, fd, &st, nil, "")
+	return f
 }
 
-// dirCloser ends a ReadOnlyDir. It holds the root, which the guest never looks
-// up but may forget.
-type dirCloser struct {
-	once sync.Once
-	fs   *fileSystem
-	root *node
-}
-
-func (c *dirCloser) Close() error {
-	c.once.Do(func() {
-		c.fs.closeVolume(c.root.vol)
-		c.fs.put(c.root)
+// Close takes the directory from the guest. Idempotent.
+func (d *readOnlyDir) Close() error {
+	d.once.Do(func() {
+		d.vol.closed.Store(true)
+		d.server.restart() // with no root
+		unix.Close(d.fd)
 	})
 	return nil
 }

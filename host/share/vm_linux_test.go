@@ -75,7 +75,7 @@ func TestInVM(t *testing.T) {
 	if reads.max < 128<<10 {
 		t.Errorf("largest read is %d bytes", reads.max)
 	}
-	if n := len(tree.fs.nodes) + len(tree.fs.handles); n != 0 {
+	if n := len(tree.server.fs().nodes) + len(tree.server.fs().handles); n != 0 {
 		t.Logf("%d nodes and handles after power-off", n)
 	}
 }

@@ -1,13 +1,11 @@
 package qemu
 
 import (
-	"cmp"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -21,39 +19,38 @@ import (
 // build it.
 const bundleEnv = "VMTEST_GUEST"
 
-// testConfig is a machine with the suite's guest, and the driver for its
-// architecture. TCG is the slow accelerator, which exists everywhere.
-func testConfig(t testing.TB) (*Driver, vm.Config) {
-	d := &Driver{Accel: "tcg"}
+// testConfig is a machine with the suite's guest.
+func testConfig(t testing.TB) vm.Config {
 	var kernel, initrd string
 	if dir := os.Getenv(bundleEnv); dir != "" {
 		kernel, initrd = filepath.Join(dir, "kernel"), filepath.Join(dir, "initrd")
 	} else {
-		kernel, initrd, d.Arch = vmtest.Guest(t)
+		kernel, initrd = vmtest.Guest(t)
 	}
-	return d, vm.Config{
+	return vm.Config{
 		Kernel: kernel, Initrd: initrd, CPUs: 2, Memory: 512 << 20,
 		Console: t.Output(),
 		Log:     slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 }
 
-func boot(t testing.TB, d *Driver, cfg vm.Config) *machine {
+// boot boots a machine under TCG: the slow one, which exists everywhere.
+func boot(t testing.TB, cfg vm.Config) *machine {
 	t.Helper()
 	begin := time.Now()
-	m, err := d.Boot(t.Context(), cfg)
+	m, err := (&Driver{Accel: "tcg"}).Boot(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("booted %s (%s) in %s", m.(*machine).Describe(), cmp.Or(d.Arch, runtime.GOARCH), time.Since(begin).Round(time.Millisecond))
+	t.Logf("booted %s in %s", m.(*machine).Describe(), time.Since(begin).Round(time.Millisecond))
 	return m.(*machine)
 }
 
 func TestConformance(t *testing.T) {
-	d, cfg := testConfig(t)
+	cfg := testConfig(t)
 	vmtest.Run(t, func(t *testing.T) vm.Machine {
 		cfg.Console = t.Output()
-		return boot(t, d, cfg)
+		return boot(t, cfg)
 	})
 }
 
@@ -81,7 +78,7 @@ func TestConformanceAsUser(t *testing.T) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	kernel, initrd, _ := vmtest.Guest(t)
+	kernel, initrd := vmtest.Guest(t)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -108,9 +105,9 @@ func TestConformanceAsUser(t *testing.T) {
 
 // BenchmarkBoot is a boot with nothing in the guest, up to the guest's call.
 func BenchmarkBoot(b *testing.B) {
-	d, cfg := testConfig(b)
+	cfg := testConfig(b)
 	for b.Loop() {
-		m := boot(b, d, cfg)
+		m := boot(b, cfg)
 		l, err := m.Listen(guest.ReadyPort)
 		if err != nil {
 			b.Fatal(err)

@@ -53,15 +53,8 @@ func (d *FS) Serve(q *Queue) error {
 		if failed != nil {
 			return nil
 		}
-		c, err := q.Pop()
-		select {
-		case <-q.Done():
-			if c == nil { // the kick may be closed before Pop looks at it
-				err = ErrStopped
-			}
-		default:
-		}
-		failed = err
+		var c *Chain
+		c, failed = q.Pop()
 		return c
 	}
 	for range fsWorkers {

@@ -107,7 +107,7 @@ func TestNginxFromRegistry(t *testing.T) {
 	url := fmt.Sprintf("http://127.0.0.1:%d/", port)
 	drop := t.TempDir()
 	h.sampan(t, "run", "-d", "--name", "web", "-p", fmt.Sprintf("127.0.0.1:%d:80", port), "-v", site+":/srv:ro", "-v", drop+":/drop", ref)
-	eventually(t, 20*time.Second, "nginx answers", func() bool {
+	eventually(t, time.Minute, "nginx answers", func() bool {
 		body, err := get(url)
 		return err == nil && body == "from the host\n"
 	})

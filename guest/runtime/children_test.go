@@ -1,0 +1,33 @@
+package runtime
+
+import (
+	"os/exec"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestReapOrphan: a process whose owner has been quicker ended Run once, and
+// after that orphans stayed zombies.
+func TestReapOrphan(t *testing.T) {
+	cmd := exec.Command("true")
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if err := reapOrphan(cmd.Process.Pid); err != nil {
+		t.Error(err)
+	}
+	cmd = exec.Command("true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := reapOrphan(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("the process was not reaped")
+	}
+}
