@@ -46,3 +46,8 @@ const (
 // writable layers and volumes; the guest finds it by this name
 // (at most 20 bytes: virtio 1.2, 5.2.6.1).
 const DataDiskSerial = "sampan-data"
+
+// StageConnected names the agent's boot stage at which the control connection
+// stands; the host sees it at the same moment, and so knows when the guest's
+// other stages were.
+const StageConnected = "connected"

@@ -79,8 +79,10 @@ type Config struct {
 	// Console receives what the guest prints. Optional.
 	Console io.Writer
 	// Stage is called when a stage of the boot is reached, with its name:
-	// "process" (the hypervisor runs), "kernel" (the console's first byte).
-	// It must return at once. Optional.
+	// "process" (the hypervisor runs), "devices" (it is connected to every
+	// device of ours, if it has such), "kernel" (the console's first byte).
+	// It must return at once; calls come one at a time, from any goroutine, and
+	// the order of the first two is not fixed. Optional.
 	Stage func(name string)
 	// Log is for what people may want to know. Optional.
 	Log *slog.Logger

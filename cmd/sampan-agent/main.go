@@ -92,7 +92,7 @@ func run(log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("connect to the host: %w", err)
 	}
-	guest.Reached("connected")
+	guest.Reached(proto.StageConnected)
 	log.Info("ready", "uptime", boot.Uptime(), "data", guest.DataDisk)
 	return serve(svc, conn)
 }

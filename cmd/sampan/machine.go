@@ -212,12 +212,17 @@ func (s *machineStatus) print(w io.Writer) {
 		}
 		line("Data disk", disk)
 	}
-	var boot []string
-	for _, b := range s.Boot {
-		boot = append(boot, fmt.Sprintf("%s %s", b.Name, b.At.Round(time.Millisecond)))
-	}
-	line("Boot", strings.Join(boot, ", "))
 	line("Last error", s.LastError)
+	if len(s.Boot) == 0 {
+		return
+	}
+	// When each stage was reached, and how long after the one before.
+	fmt.Fprintln(w, "Boot:")
+	last := time.Duration(0)
+	for _, b := range s.Boot {
+		fmt.Fprintf(w, "  %-12s%8s  +%s\n", b.Name, b.At.Round(time.Millisecond), (b.At - last).Round(time.Millisecond))
+		last = b.At
+	}
 }
 
 func newMachineLogsCommand(a *app) *cobra.Command {

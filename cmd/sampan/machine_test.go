@@ -24,8 +24,10 @@ Kernel:     6.12.1
 CPUs:       2
 Memory:     2GiB, 95.37MiB used
 Data disk:  /h/data.img, 64GiB (clean)
-Boot:       process 30ms, kernel 1.2s
 Last error: ended by itself
+Boot:
+  process         30ms  +30ms
+  kernel          1.2s  +1.17s
 `
 	tests := []struct {
 		args []string

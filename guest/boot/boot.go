@@ -58,11 +58,12 @@ type Guest struct {
 // the console once there is one; an error is an *Error.
 func Run(log *slog.Logger) (*Guest, error) {
 	g := &Guest{log: log, later: make(chan struct{})}
+	g.Reached("init")
 	for _, s := range []struct {
 		name string
 		run  func() error
 	}{
-		{"init", ownRoot},
+		{"root", ownRoot},
 		{"mounts", g.kernelInterfaces},
 		{"modules", g.modules},
 		{"disk", g.storage},

@@ -27,11 +27,22 @@ type Guest struct {
 	vm      vm.Machine
 	client  *ttrpc.Client
 	console *console
-	detach  func() // network card; may be nil
+	stages  *stages
+	started sync.Once // a first container
+	detach  func()    // network card; may be nil
 	done    chan struct{}
 	endOnce sync.Once
 	hungUp  chan struct{} // closed by lost
 	gone    chan struct{} // closed by Machine.watch when nothing is left
+}
+
+// Start is the agent's; the first container that runs is the boot's last stage.
+func (g *Guest) Start(ctx context.Context, req *proto.StartRequest) (*proto.StartResponse, error) {
+	res, err := g.AgentService.Start(ctx, req)
+	if err == nil {
+		g.started.Do(func() { g.stages.reached("container") })
+	}
+	return res, err
 }
 
 // Stdio opens one standard stream of a process (proto.Stdin, Stdout, Stderr,

@@ -92,12 +92,6 @@ type Status struct {
 	Guest *proto.StatusResponse `json:"guest,omitempty"`
 }
 
-// Stage is a point in a boot.
-type Stage struct {
-	Name string        `json:"name"`
-	At   time.Duration `json:"at"` // nanoseconds since the boot began
-}
-
 // Machine boots and stops one virtual machine. Its methods may be called from
 // several goroutines.
 type Machine struct {
@@ -106,9 +100,9 @@ type Machine struct {
 	mu      sync.Mutex
 	state   State
 	since   time.Time
-	boot    *boot  // while starting
-	guest   *Guest // while running or stopping
-	stages  []Stage
+	boot    *boot   // while starting
+	guest   *Guest  // while running or stopping
+	stages  *stages // of the last boot; nil before the first
 	lastErr error
 	holds   int
 	idle    *time.Timer // fires stopIdle; only while running and not held
@@ -201,7 +195,9 @@ func (m *Machine) Status(ctx context.Context) Status {
 	s := Status{
 		State: m.state, Since: m.since, CPUs: m.cfg.CPUs, Memory: m.cfg.Memory,
 		DataDisk: m.cfg.DataDisk, DiskSize: m.cfg.DataDiskSize,
-		Boot: append([]Stage(nil), m.stages...),
+	}
+	if m.stages != nil {
+		s.Boot = m.stages.all()
 	}
 	if m.lastErr != nil {
 		s.LastError = m.lastErr.Error()
@@ -305,7 +301,7 @@ func (m *Machine) stopIdle(g *Guest) {
 func (m *Machine) startLocked() {
 	ctx, cancel := context.WithTimeout(context.Background(), bootTimeout)
 	b := &boot{done: make(chan struct{}), cancel: cancel}
-	m.boot, m.stages = b, nil
+	m.boot = b
 	m.setState(Starting)
 	m.wg.Add(1)
 	go func() {

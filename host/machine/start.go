@@ -30,15 +30,10 @@ func (m *Machine) start(ctx context.Context) (*Guest, error) {
 
 // attempt boots once. On failure nothing is left running.
 func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
-	begin := time.Now()
+	st := &stages{begin: time.Now()}
 	m.mu.Lock()
-	m.stages = nil
+	m.stages = st
 	m.mu.Unlock()
-	stage := func(name string) {
-		m.mu.Lock()
-		m.stages = append(m.stages, Stage{name, time.Since(begin)})
-		m.mu.Unlock()
-	}
 	kernel, initrd, err := m.cfg.Kernel()
 	if err != nil {
 		return nil, err
@@ -46,12 +41,12 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 	if err := m.ensureDisk(); err != nil {
 		return nil, err
 	}
-	stage("bundle")
+	st.reached("bundle")
 	console, err := openConsole(m.cfg.ConsoleLog)
 	if err != nil {
 		return nil, err
 	}
-	g := &Guest{console: console, done: make(chan struct{}), hungUp: make(chan struct{}), gone: make(chan struct{})}
+	g := &Guest{console: console, stages: st, done: make(chan struct{}), hungUp: make(chan struct{}), gone: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			g.end()
@@ -61,7 +56,7 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 		Kernel: kernel, Initrd: initrd, CPUs: m.cfg.CPUs, Memory: m.cfg.Memory,
 		Disks:   []vm.Disk{{Path: m.cfg.DataDisk, Serial: proto.DataDiskSerial}},
 		Shares:  m.cfg.Shares,
-		Console: console, Stage: stage, Log: m.cfg.Log,
+		Console: console, Stage: st.reached, Log: m.cfg.Log,
 	}
 	var uplink *proto.Uplink
 	if m.cfg.Network != nil {
@@ -80,22 +75,22 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 			g.vm.Stop(context.Background())
 		}
 	}()
-	if err := m.meet(ctx, g, begin, stage, uplink); err != nil {
+	if err := m.meet(ctx, g, uplink); err != nil {
 		return nil, err
 	}
 	return g, nil
 }
 
 // meet waits for the agent's call and configures the guest.
-func (m *Machine) meet(ctx context.Context, g *Guest, begin time.Time, stage func(string), uplink *proto.Uplink) error {
+func (m *Machine) meet(ctx context.Context, g *Guest, uplink *proto.Uplink) error {
 	fail := func(name string, err error) error {
-		return &vm.BootError{Stage: name, After: time.Since(begin), Console: g.console.Tail(), Err: err}
+		return &vm.BootError{Stage: name, After: time.Since(g.stages.begin), Console: g.console.Tail(), Err: err}
 	}
 	conn, err := acceptAgent(ctx, g.vm)
 	if err != nil {
 		return fail("agent", err)
 	}
-	stage("agent")
+	g.stages.reached("agent")
 	g.client = ttrpc.NewClient(conn, ttrpc.WithOnClose(g.lost))
 	g.AgentService = proto.NewAgentClient(g.client)
 	cctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -110,7 +105,8 @@ func (m *Machine) meet(ctx context.Context, g *Guest, begin time.Time, stage fun
 	if g.Info.Version != proto.Version {
 		return fail("configure", fmt.Errorf("the guest speaks version %d of the protocol, this daemon %d: make the guest bundle again (make guest)", g.Info.Version, proto.Version))
 	}
-	stage("configured")
+	g.stages.addGuest(g.Info.Stages)
+	g.stages.reached("configured")
 	return nil
 }
 

@@ -44,14 +44,18 @@ func (c choice) String() string {
 	return fmt.Sprintf("%s (%s)", c.accelerator, c.reason)
 }
 
-// choose decides by what was asked for ("", "auto", "kvm" or "tcg") and facts.
+// choose decides by what was asked for ("", "auto", "kvm" or "tcg"), the
+// guest's architecture and facts.
 //
 // An openable /dev/kvm is not enough: on machines that are virtual themselves
 // it may exist while guests hang in it, so the CPU must show the feature too.
 // arm64 has no such flag; there the device alone counts.
-func choose(want string, f facts) (choice, error) {
+func choose(want, arch string, f facts) (choice, error) {
 	why := ""
 	switch {
+	case arch != f.arch:
+		f.kvm = fmt.Errorf("an %s host can't run %s code", f.arch, arch)
+		why = "KVM can't be used: " + f.kvm.Error()
 	case f.kvm != nil:
 		why = "KVM can't be used: " + f.kvm.Error()
 	case f.arch == "amd64" && !hasFlag(f.cpuinfo, "vmx", "svm"):

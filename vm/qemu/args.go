@@ -38,6 +38,10 @@ type board struct {
 // up when it has booted. init_on_alloc=1 because the translator does not notice when
 // a device writes to a page that held code. noapictimer would save 0.2 s of
 // calibration, but costs the high-resolution timers: a sleep of 1 ms takes 4.
+//
+// pauth-impdef=on: kernel and programs sign their return addresses, and the
+// architecture's own algorithm for it takes the translator longer than the
+// functions.
 func boards() map[string]board {
 	return map[string]board{
 		"amd64": {
@@ -53,7 +57,7 @@ func boards() map[string]board {
 			pkg:     "qemu-system-arm",
 			machine: "virt,gic-version=max",
 			console: "ttyAMA0",
-			tcgCPU:  "max",
+			tcgCPU:  "max,pauth-impdef=on",
 			tcgArgs: "init_on_alloc=1",
 		},
 	}

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"flag"
 	"net"
 	"os"
@@ -35,7 +36,9 @@ func TestArgv(t *testing.T) {
 	}{
 		{"small-amd64-tcg", "amd64", small, tcg},
 		{"small-amd64-kvm", "amd64", small, kvm},
+		{"small-arm64-tcg", "arm64", small, tcg},
 		{"small-arm64-kvm", "arm64", small, kvm},
+		{"full-arm64-tcg", "arm64", full, tcg},
 		{"full-amd64-tcg", "amd64", full, tcg},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -78,21 +81,23 @@ func TestChoose(t *testing.T) {
 	plain := "processor\t: 0\nflags\t\t: fpu sse hypervisor\nbugs\t\t: vmx\n"
 	denied := &os.PathError{Op: "open", Path: "/dev/kvm", Err: os.ErrPermission}
 	for _, tt := range []struct {
-		want string
-		f    facts
-		say  string // choice.String(), or a part of the error after "!"
+		want, guest string // guest: "" for the host's architecture
+		f           facts
+		say         string // choice.String(), or a part of the error after "!"
 	}{
-		{"", facts{"amd64", nil, intel}, "KVM"},
-		{"auto", facts{"amd64", nil, strings.Replace(intel, "vmx", "svm", 1)}, "KVM"},
-		{"auto", facts{"amd64", nil, plain}, "TCG (the CPU shows neither vmx nor svm)"},
-		{"auto", facts{"amd64", denied, intel}, "TCG (KVM can't be used: open /dev/kvm: permission denied)"},
-		{"auto", facts{"arm64", nil, ""}, "KVM"},
-		{"tcg", facts{"amd64", nil, intel}, "TCG (as configured)"},
-		{"kvm", facts{"amd64", nil, plain}, "KVM"},
-		{"kvm", facts{"amd64", denied, intel}, "!not supported: open /dev/kvm"},
-		{"hvf", facts{"amd64", nil, intel}, "!want auto, kvm or tcg"},
+		{"", "", facts{"amd64", nil, intel}, "KVM"},
+		{"auto", "", facts{"amd64", nil, strings.Replace(intel, "vmx", "svm", 1)}, "KVM"},
+		{"auto", "", facts{"amd64", nil, plain}, "TCG (the CPU shows neither vmx nor svm)"},
+		{"auto", "", facts{"amd64", denied, intel}, "TCG (KVM can't be used: open /dev/kvm: permission denied)"},
+		{"auto", "", facts{"arm64", nil, ""}, "KVM"},
+		{"tcg", "", facts{"amd64", nil, intel}, "TCG (as configured)"},
+		{"kvm", "", facts{"amd64", nil, plain}, "KVM"},
+		{"kvm", "", facts{"amd64", denied, intel}, "!not supported: open /dev/kvm"},
+		{"", "arm64", facts{"amd64", nil, intel}, "TCG (KVM can't be used: an amd64 host can't run arm64 code)"},
+		{"kvm", "arm64", facts{"amd64", nil, intel}, "!not supported: an amd64 host can't run arm64 code"},
+		{"hvf", "", facts{"amd64", nil, intel}, "!want auto, kvm or tcg"},
 	} {
-		got, err := choose(tt.want, tt.f)
+		got, err := choose(tt.want, cmp.Or(tt.guest, tt.f.arch), tt.f)
 		if part, isErr := strings.CutPrefix(tt.say, "!"); isErr {
 			if err == nil || !strings.Contains(err.Error(), part) {
 				t.Errorf("choose(%q, %v): error %v, want one with %q", tt.want, tt.f, err, part)

@@ -1,11 +1,13 @@
 package qemu
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -19,38 +21,39 @@ import (
 // build it.
 const bundleEnv = "VMTEST_GUEST"
 
-// testConfig is a machine with the suite's guest.
-func testConfig(t testing.TB) vm.Config {
+// testConfig is a machine with the suite's guest, and the driver for its
+// architecture. TCG is the slow accelerator, which exists everywhere.
+func testConfig(t testing.TB) (*Driver, vm.Config) {
+	d := &Driver{Accel: "tcg"}
 	var kernel, initrd string
 	if dir := os.Getenv(bundleEnv); dir != "" {
 		kernel, initrd = filepath.Join(dir, "kernel"), filepath.Join(dir, "initrd")
 	} else {
-		kernel, initrd = vmtest.Guest(t)
+		kernel, initrd, d.Arch = vmtest.Guest(t)
 	}
-	return vm.Config{
+	return d, vm.Config{
 		Kernel: kernel, Initrd: initrd, CPUs: 2, Memory: 512 << 20,
 		Console: t.Output(),
 		Log:     slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 }
 
-// boot boots a machine under TCG: the slow one, which exists everywhere.
-func boot(t testing.TB, cfg vm.Config) *machine {
+func boot(t testing.TB, d *Driver, cfg vm.Config) *machine {
 	t.Helper()
 	begin := time.Now()
-	m, err := (&Driver{Accel: "tcg"}).Boot(t.Context(), cfg)
+	m, err := d.Boot(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("booted %s in %s", m.(*machine).Describe(), time.Since(begin).Round(time.Millisecond))
+	t.Logf("booted %s (%s) in %s", m.(*machine).Describe(), cmp.Or(d.Arch, runtime.GOARCH), time.Since(begin).Round(time.Millisecond))
 	return m.(*machine)
 }
 
 func TestConformance(t *testing.T) {
-	cfg := testConfig(t)
+	d, cfg := testConfig(t)
 	vmtest.Run(t, func(t *testing.T) vm.Machine {
 		cfg.Console = t.Output()
-		return boot(t, cfg)
+		return boot(t, d, cfg)
 	})
 }
 
@@ -78,7 +81,7 @@ func TestConformanceAsUser(t *testing.T) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	kernel, initrd := vmtest.Guest(t)
+	kernel, initrd, _ := vmtest.Guest(t)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -105,9 +108,9 @@ func TestConformanceAsUser(t *testing.T) {
 
 // BenchmarkBoot is a boot with nothing in the guest, up to the guest's call.
 func BenchmarkBoot(b *testing.B) {
-	cfg := testConfig(b)
+	d, cfg := testConfig(b)
 	for b.Loop() {
-		m := boot(b, cfg)
+		m := boot(b, d, cfg)
 		l, err := m.Listen(guest.ReadyPort)
 		if err != nil {
 			b.Fatal(err)

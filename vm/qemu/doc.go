@@ -10,7 +10,8 @@
 //	  vhost-user-fs-pci, …   stream   ───  vhostuser.Serve(FS), one per share
 //	  virtio-net-pci         datagram ───  Config.NIC: a datagram is a frame
 //
-// Boot's stages: "process" is reached with QMP's greeting, "kernel" with the
+// Boot's stages: "process" is reached with QMP's greeting, "devices" with the
+// first message to the last of the vhost-user backends, "kernel" with the
 // serial port's first byte. SeaBIOS prints nothing there as long as the
 // machine has no graphics=off, so that byte is the kernel's.
 //

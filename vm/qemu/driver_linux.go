@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"sync"
 	"time"
 
 	"sampan/vm"
@@ -18,6 +20,9 @@ type Driver struct {
 	// Binary is QEMU's program. Optional: found in PATH by the architecture's
 	// usual name.
 	Binary string
+	// Arch is the guest's architecture as Go names it. Optional: the host's.
+	// A foreign one runs under TCG.
+	Arch string
 	// Accel is "auto" (the default), "kvm" or "tcg".
 	Accel string // optional
 	// Log is for what people may want to know. Optional.
@@ -80,11 +85,12 @@ func (d *Driver) plan(cfg vm.Config) (path string, b board, pick choice, err err
 	if err := cfg.Validate(); err != nil {
 		return "", board{}, choice{}, err
 	}
-	b, ok := boards()[runtime.GOARCH]
+	arch := cmp.Or(d.Arch, runtime.GOARCH)
+	b, ok := boards()[arch]
 	if !ok {
-		return "", board{}, choice{}, fmt.Errorf("machines of architecture %s: %w", runtime.GOARCH, vm.ErrUnsupported)
+		return "", board{}, choice{}, fmt.Errorf("machines of architecture %s: %w", arch, vm.ErrUnsupported)
 	}
-	if pick, err = choose(d.Accel, hostFacts()); err != nil {
+	if pick, err = choose(d.Accel, arch, hostFacts()); err != nil {
 		return "", board{}, choice{}, err
 	}
 	if path = d.Binary; path == "" {
@@ -113,10 +119,13 @@ func hostFacts() facts {
 }
 
 // once makes a stage callback that passes each name on a single time, however
-// often a boot is tried.
+// often a boot is tried, and from whichever goroutine.
 func once(stage func(string)) func(string) {
+	var mu sync.Mutex
 	seen := map[string]bool{}
 	return func(name string) {
+		mu.Lock()
+		defer mu.Unlock()
 		if stage != nil && !seen[name] {
 			seen[name] = true
 			stage(name)

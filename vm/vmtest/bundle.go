@@ -13,9 +13,10 @@ import (
 )
 
 // Guest makes what the machines under test boot: the bundle's kernel, and the
-// bundle's initramfs with vm/vmtest/peer as its /init. It fails without a
-// bundle.
-func Guest(t testing.TB) (kernelPath, initrdPath string) {
+// bundle's initramfs with vm/vmtest/peer as its /init. arch is the bundle's,
+// as Go names it: SAMPAN_GUEST may name one of another architecture than the
+// host's. It fails without a bundle.
+func Guest(t testing.TB) (kernelPath, initrdPath, arch string) {
 	t.Helper()
 	wd, err := os.Getwd()
 	if err != nil {
@@ -39,7 +40,7 @@ func Guest(t testing.TB) (kernelPath, initrdPath string) {
 	if err := appendInit(initrdPath, b.Initrd, peer); err != nil {
 		t.Fatal(err)
 	}
-	return b.Kernel, initrdPath
+	return b.Kernel, initrdPath, b.Manifest.Arch
 }
 
 // appendInit copies an initramfs and puts a second archive behind it, whose

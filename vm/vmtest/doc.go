@@ -5,7 +5,7 @@
 // makes the files that a hypervisor boots to get one. On Linux a test is
 //
 //	func TestConformance(t *testing.T) {
-//		kernel, initrd := vmtest.Guest(t)
+//		kernel, initrd, arch := vmtest.Guest(t)
 //		vmtest.Run(t, func(t *testing.T) vm.Machine { … Boot … })
 //	}
 package vmtest
