@@ -1110,27 +1110,27 @@ func (x *VolumeRequest) GetName() string {
 	return ""
 }
 
-type SetClockRequest struct {
+type ClockRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	TimeUnixNano  int64                  `protobuf:"varint,1,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"`
+	AdjustNano    int64                  `protobuf:"varint,1,opt,name=adjust_nano,json=adjustNano,proto3" json:"adjust_nano,omitempty"` // 0: only tell
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *SetClockRequest) Reset() {
-	*x = SetClockRequest{}
+func (x *ClockRequest) Reset() {
+	*x = ClockRequest{}
 	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *SetClockRequest) String() string {
+func (x *ClockRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*SetClockRequest) ProtoMessage() {}
+func (*ClockRequest) ProtoMessage() {}
 
-func (x *SetClockRequest) ProtoReflect() protoreflect.Message {
+func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1142,12 +1142,56 @@ func (x *SetClockRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use SetClockRequest.ProtoReflect.Descriptor instead.
-func (*SetClockRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
+func (*ClockRequest) Descriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
-func (x *SetClockRequest) GetTimeUnixNano() int64 {
+func (x *ClockRequest) GetAdjustNano() int64 {
+	if x != nil {
+		return x.AdjustNano
+	}
+	return 0
+}
+
+type ClockResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TimeUnixNano  int64                  `protobuf:"varint,1,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClockResponse) Reset() {
+	*x = ClockResponse{}
+	mi := &file_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClockResponse) ProtoMessage() {}
+
+func (x *ClockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
+func (*ClockResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ClockResponse) GetTimeUnixNano() int64 {
 	if x != nil {
 		return x.TimeUnixNano
 	}
@@ -1155,21 +1199,23 @@ func (x *SetClockRequest) GetTimeUnixNano() int64 {
 }
 
 type StatusResponse struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	MemoryTotal     uint64                 `protobuf:"varint,1,opt,name=memory_total,json=memoryTotal,proto3" json:"memory_total,omitempty"`             // bytes
-	MemoryAvailable uint64                 `protobuf:"varint,2,opt,name=memory_available,json=memoryAvailable,proto3" json:"memory_available,omitempty"` // bytes
-	AgentRss        uint64                 `protobuf:"varint,3,opt,name=agent_rss,json=agentRss,proto3" json:"agent_rss,omitempty"`                      // bytes
-	DiskTotal       uint64                 `protobuf:"varint,4,opt,name=disk_total,json=diskTotal,proto3" json:"disk_total,omitempty"`                   // bytes, of the data disk
-	DiskFree        uint64                 `protobuf:"varint,5,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"`                      // bytes
-	Containers      uint32                 `protobuf:"varint,6,opt,name=containers,proto3" json:"containers,omitempty"`                                  // running
-	UptimeNano      int64                  `protobuf:"varint,7,opt,name=uptime_nano,json=uptimeNano,proto3" json:"uptime_nano,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	MemoryTotal      uint64                 `protobuf:"varint,1,opt,name=memory_total,json=memoryTotal,proto3" json:"memory_total,omitempty"`             // bytes
+	MemoryAvailable  uint64                 `protobuf:"varint,2,opt,name=memory_available,json=memoryAvailable,proto3" json:"memory_available,omitempty"` // bytes
+	AgentRss         uint64                 `protobuf:"varint,3,opt,name=agent_rss,json=agentRss,proto3" json:"agent_rss,omitempty"`                      // bytes
+	DiskTotal        uint64                 `protobuf:"varint,4,opt,name=disk_total,json=diskTotal,proto3" json:"disk_total,omitempty"`                   // bytes, of the data disk
+	DiskFree         uint64                 `protobuf:"varint,5,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"`                      // bytes
+	Containers       uint32                 `protobuf:"varint,6,opt,name=containers,proto3" json:"containers,omitempty"`                                  // running
+	UptimeNano       int64                  `protobuf:"varint,7,opt,name=uptime_nano,json=uptimeNano,proto3" json:"uptime_nano,omitempty"`
+	AgentGoroutines  uint32                 `protobuf:"varint,8,opt,name=agent_goroutines,json=agentGoroutines,proto3" json:"agent_goroutines,omitempty"`
+	AgentDescriptors uint32                 `protobuf:"varint,9,opt,name=agent_descriptors,json=agentDescriptors,proto3" json:"agent_descriptors,omitempty"` // open files of the agent
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1227,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1240,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StatusResponse) GetMemoryTotal() uint64 {
@@ -1246,6 +1292,20 @@ func (x *StatusResponse) GetUptimeNano() int64 {
 	return 0
 }
 
+func (x *StatusResponse) GetAgentGoroutines() uint32 {
+	if x != nil {
+		return x.AgentGoroutines
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetAgentDescriptors() uint32 {
+	if x != nil {
+		return x.AgentDescriptors
+	}
+	return 0
+}
+
 type PowerOffRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long containers get between SIGTERM and SIGKILL.
@@ -1256,7 +1316,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1328,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1341,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PowerOffRequest) GetGraceMs() uint32 {
@@ -1374,9 +1434,12 @@ const file_agent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05purge\x18\x02 \x01(\bR\x05purge\"#\n" +
 	"\rVolumeRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"7\n" +
-	"\x0fSetClockRequest\x12$\n" +
-	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\"\xf8\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"/\n" +
+	"\fClockRequest\x12\x1f\n" +
+	"\vadjust_nano\x18\x01 \x01(\x03R\n" +
+	"adjustNano\"5\n" +
+	"\rClockResponse\x12$\n" +
+	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\"\xd0\x02\n" +
 	"\x0eStatusResponse\x12!\n" +
 	"\fmemory_total\x18\x01 \x01(\x04R\vmemoryTotal\x12)\n" +
 	"\x10memory_available\x18\x02 \x01(\x04R\x0fmemoryAvailable\x12\x1b\n" +
@@ -1388,9 +1451,11 @@ const file_agent_proto_rawDesc = "" +
 	"containers\x18\x06 \x01(\rR\n" +
 	"containers\x12\x1f\n" +
 	"\vuptime_nano\x18\a \x01(\x03R\n" +
-	"uptimeNano\",\n" +
+	"uptimeNano\x12)\n" +
+	"\x10agent_goroutines\x18\b \x01(\rR\x0fagentGoroutines\x12+\n" +
+	"\x11agent_descriptors\x18\t \x01(\rR\x10agentDescriptors\",\n" +
 	"\x0fPowerOffRequest\x12\x19\n" +
-	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\x8e\x06\n" +
+	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\x90\x06\n" +
 	"\x05Agent\x12R\n" +
 	"\tConfigure\x12!.sampan.agent.v1.ConfigureRequest\x1a\".sampan.agent.v1.ConfigureResponse\x12F\n" +
 	"\x05Start\x12\x1d.sampan.agent.v1.StartRequest\x1a\x1e.sampan.agent.v1.StartResponse\x12D\n" +
@@ -1399,8 +1464,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x06Signal\x12\x1e.sampan.agent.v1.SignalRequest\x1a\x16.sampan.agent.v1.Empty\x12@\n" +
 	"\x06Resize\x12\x1e.sampan.agent.v1.ResizeRequest\x1a\x16.sampan.agent.v1.Empty\x12@\n" +
 	"\x06Remove\x12\x1e.sampan.agent.v1.RemoveRequest\x1a\x16.sampan.agent.v1.Empty\x12F\n" +
-	"\fRemoveVolume\x12\x1e.sampan.agent.v1.VolumeRequest\x1a\x16.sampan.agent.v1.Empty\x12D\n" +
-	"\bSetClock\x12 .sampan.agent.v1.SetClockRequest\x1a\x16.sampan.agent.v1.Empty\x12A\n" +
+	"\fRemoveVolume\x12\x1e.sampan.agent.v1.VolumeRequest\x1a\x16.sampan.agent.v1.Empty\x12F\n" +
+	"\x05Clock\x12\x1d.sampan.agent.v1.ClockRequest\x1a\x1e.sampan.agent.v1.ClockResponse\x12A\n" +
 	"\x06Status\x12\x16.sampan.agent.v1.Empty\x1a\x1f.sampan.agent.v1.StatusResponse\x12D\n" +
 	"\bPowerOff\x12 .sampan.agent.v1.PowerOffRequest\x1a\x16.sampan.agent.v1.EmptyB\x0eZ\fsampan/protob\x06proto3"
 
@@ -1416,7 +1481,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_agent_proto_goTypes = []any{
 	(*Empty)(nil),             // 0: sampan.agent.v1.Empty
 	(*ConfigureRequest)(nil),  // 1: sampan.agent.v1.ConfigureRequest
@@ -1435,15 +1500,16 @@ var file_agent_proto_goTypes = []any{
 	(*ResizeRequest)(nil),     // 14: sampan.agent.v1.ResizeRequest
 	(*RemoveRequest)(nil),     // 15: sampan.agent.v1.RemoveRequest
 	(*VolumeRequest)(nil),     // 16: sampan.agent.v1.VolumeRequest
-	(*SetClockRequest)(nil),   // 17: sampan.agent.v1.SetClockRequest
-	(*StatusResponse)(nil),    // 18: sampan.agent.v1.StatusResponse
-	(*PowerOffRequest)(nil),   // 19: sampan.agent.v1.PowerOffRequest
-	nil,                       // 20: sampan.agent.v1.StartRequest.FilesEntry
+	(*ClockRequest)(nil),      // 17: sampan.agent.v1.ClockRequest
+	(*ClockResponse)(nil),     // 18: sampan.agent.v1.ClockResponse
+	(*StatusResponse)(nil),    // 19: sampan.agent.v1.StatusResponse
+	(*PowerOffRequest)(nil),   // 20: sampan.agent.v1.PowerOffRequest
+	nil,                       // 21: sampan.agent.v1.StartRequest.FilesEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	2,  // 0: sampan.agent.v1.ConfigureRequest.uplink:type_name -> sampan.agent.v1.Uplink
 	4,  // 1: sampan.agent.v1.ConfigureResponse.stages:type_name -> sampan.agent.v1.BootStage
-	20, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
+	21, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
 	8,  // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
 	6,  // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
 	7,  // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
@@ -1458,9 +1524,9 @@ var file_agent_proto_depIdxs = []int32{
 	14, // 14: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
 	15, // 15: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
 	16, // 16: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
-	17, // 17: sampan.agent.v1.Agent.SetClock:input_type -> sampan.agent.v1.SetClockRequest
+	17, // 17: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
 	0,  // 18: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
-	19, // 19: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
+	20, // 19: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
 	3,  // 20: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
 	9,  // 21: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
 	9,  // 22: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
@@ -1469,8 +1535,8 @@ var file_agent_proto_depIdxs = []int32{
 	0,  // 25: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
 	0,  // 26: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
 	0,  // 27: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
-	0,  // 28: sampan.agent.v1.Agent.SetClock:output_type -> sampan.agent.v1.Empty
-	18, // 29: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
+	18, // 28: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
+	19, // 29: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
 	0,  // 30: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
 	20, // [20:31] is the sub-list for method output_type
 	9,  // [9:20] is the sub-list for method input_type
@@ -1490,7 +1556,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -16,7 +16,7 @@ type AgentService interface {
 	Resize(context.Context, *ResizeRequest) (*Empty, error)
 	Remove(context.Context, *RemoveRequest) (*Empty, error)
 	RemoveVolume(context.Context, *VolumeRequest) (*Empty, error)
-	SetClock(context.Context, *SetClockRequest) (*Empty, error)
+	Clock(context.Context, *ClockRequest) (*ClockResponse, error)
 	Status(context.Context, *Empty) (*StatusResponse, error)
 	PowerOff(context.Context, *PowerOffRequest) (*Empty, error)
 }
@@ -80,12 +80,12 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 				}
 				return svc.RemoveVolume(ctx, &req)
 			},
-			"SetClock": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req SetClockRequest
+			"Clock": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ClockRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
-				return svc.SetClock(ctx, &req)
+				return svc.Clock(ctx, &req)
 			},
 			"Status": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req Empty
@@ -179,9 +179,9 @@ func (c *agentClient) RemoveVolume(ctx context.Context, req *VolumeRequest) (*Em
 	return &resp, nil
 }
 
-func (c *agentClient) SetClock(ctx context.Context, req *SetClockRequest) (*Empty, error) {
-	var resp Empty
-	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "SetClock", req, &resp); err != nil {
+func (c *agentClient) Clock(ctx context.Context, req *ClockRequest) (*ClockResponse, error) {
+	var resp ClockResponse
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Clock", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -42,6 +42,9 @@ type container struct {
 
 // Start implements proto.AgentService.
 func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.StartResponse, error) {
+	if err := diskFailed(); err != nil {
+		return nil, err
+	}
 	c, err := s.reserve(ctx, req.Id)
 	if err != nil {
 		return nil, err
@@ -55,9 +58,26 @@ func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.St
 		s.mu.Unlock()
 		c.first.failed(err)
 		close(c.gone)
+		if err := diskFailed(); err != nil { // which explains it
+			return nil, err
+		}
 		return nil, failed("", err)
 	}
 	return &proto.StartResponse{Pid: int32(pid)}, nil
+}
+
+// diskFailed says whether the data disk has become read-only: the file system
+// does that when the disk fails it (boot.dataOptions), as it does when the
+// host's is full. Only a check, before the next mount, makes it whole again.
+func diskFailed() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(boot.DataDir, &st); err != nil {
+		return failed("data disk", err)
+	}
+	if st.Flags&unix.ST_RDONLY != 0 {
+		return errorf(codes.DataLoss, "the data disk can't be written to since an error of the host's disk, which may be full")
+	}
+	return nil
 }
 
 // reserve enters a container that is about to start. One of the same name that

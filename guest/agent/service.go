@@ -135,22 +135,6 @@ func (s *Service) readyLocked() error {
 	return nil
 }
 
-// SetClock implements proto.AgentService.
-func (s *Service) SetClock(_ context.Context, req *proto.SetClockRequest) (*proto.Empty, error) {
-	if err := s.ready(); err != nil {
-		return nil, err
-	}
-	if err := setClock(req.TimeUnixNano); err != nil {
-		return nil, failed("set clock", err)
-	}
-	return &proto.Empty{}, nil
-}
-
-func setClock(unixNano int64) error {
-	ts := unix.NsecToTimespec(unixNano)
-	return unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
-}
-
 // PowerOff implements proto.AgentService: it ends everything, and then PID 1
 // turns the machine off.
 func (s *Service) PowerOff(_ context.Context, req *proto.PowerOffRequest) (*proto.Empty, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -35,6 +36,12 @@ func (s *Service) Status(context.Context, *proto.Empty) (*proto.StatusResponse, 
 		return nil, failed("status", err)
 	}
 	res.AgentRss = resident * uint64(os.Getpagesize())
+	res.AgentGoroutines = uint32(runtime.NumGoroutine())
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return nil, failed("status", err)
+	}
+	res.AgentDescriptors = uint32(len(fds) - 1) // but for that of the reading itself
 	var fs unix.Statfs_t
 	if err := unix.Statfs(boot.DataDir, &fs); err != nil {
 		return nil, failed("status", err)

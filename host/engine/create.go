@@ -3,7 +3,9 @@ package engine
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -201,7 +203,9 @@ func mergeImage(cfg, img *container.Config) {
 	}
 }
 
-// register reserves the name, makes the volumes and stores the record.
+// register reserves the name, stores the record and makes the volumes: named
+// ones first, which may be others' as well and stay whatever happens, anonymous
+// ones last, which completeCreates makes after a crash.
 func (e *Engine) register(rec *record, release func()) (err error) {
 	if err := e.reserveName(rec); err != nil {
 		return err
@@ -213,19 +217,11 @@ func (e *Engine) register(rec *record, release func()) (err error) {
 			delete(e.containers, rec.ID)
 			e.mu.Unlock()
 			os.RemoveAll(e.containerDir(rec.ID))
+			e.removeAnonymous(context.Background(), rec.Mounts)
 		}
 	}()
-	for i := range rec.Mounts {
-		m := &rec.Mounts[i]
-		if m.Type != mount.TypeVolume {
-			continue
-		}
-		m.Anonymous = m.Name == ""
-		v, err := e.volume(m.Name, mountLabels(rec.HostConfig, m.Destination))
-		if err != nil {
-			return err
-		}
-		m.Name, m.VolumeID, m.Source = v.Name, v.ID, v.api().Mountpoint
+	if err := e.nameVolumes(rec); err != nil {
+		return err
 	}
 	if err := os.Mkdir(e.containerDir(rec.ID), 0o700); err != nil {
 		return err
@@ -235,7 +231,20 @@ func (e *Engine) register(rec *record, release func()) (err error) {
 	if err := e.save(c); err != nil {
 		return err
 	}
+	if !rec.HostConfig.AutoRemove {
+		if err := syncDir(filepath.Dir(e.containerDir(rec.ID))); err != nil {
+			return err
+		}
+	}
 	e.mu.Lock()
+	for i := range rec.Mounts {
+		if m := &rec.Mounts[i]; m.Type == mount.TypeVolume && m.Anonymous {
+			if err := e.addVolume(anonymousVolume(m, rec.HostConfig)); err != nil {
+				e.mu.Unlock()
+				return err
+			}
+		}
+	}
 	for _, m := range rec.Mounts {
 		if v := e.volumes[m.Name]; m.Type == mount.TypeVolume && (v == nil || v.ID != m.VolumeID) {
 			e.mu.Unlock()
@@ -246,6 +255,32 @@ func (e *Engine) register(rec *record, release func()) (err error) {
 	e.mu.Unlock()
 	e.emitContainer(c, events.ActionCreate, nil)
 	return nil
+}
+
+// nameVolumes finds or makes the named volumes, and names the others.
+func (e *Engine) nameVolumes(rec *record) error {
+	for i := range rec.Mounts {
+		m := &rec.Mounts[i]
+		if m.Type != mount.TypeVolume {
+			continue
+		}
+		v := &volumeRecord{ID: newID(), Name: newID()}
+		if m.Anonymous = m.Name == ""; !m.Anonymous {
+			var err error
+			if v, err = e.volume(m.Name, mountLabels(rec.HostConfig, m.Destination)); err != nil {
+				return err
+			}
+		}
+		m.Name, m.VolumeID, m.Source = v.Name, v.ID, v.api().Mountpoint
+	}
+	return nil
+}
+
+// anonymousVolume is the record of a container's own volume.
+func anonymousVolume(m *mountRecord, h *container.HostConfig) *volumeRecord {
+	labels := map[string]string{anonymousLabel: ""}
+	maps.Copy(labels, mountLabels(h, m.Destination))
+	return &volumeRecord{ID: m.VolumeID, Name: m.Name, Created: time.Now().UTC(), Labels: labels}
 }
 
 // mountLabels are the labels that a request gives a volume made for a mount.

@@ -25,6 +25,10 @@
 //	Engine.mu      the index: IDs, names, volumes, addresses
 //	container.mu   one container's state
 //
+// An anonymous volume is its container's: its record is made after the
+// container's and removed before it, and what a crash has cut off in between the
+// next start completes (completeCreates, completeRemovals).
+//
 // # Output
 //
 // The agent carries each stream over its own connection; a pump reads it, has

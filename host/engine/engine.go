@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 
 	"sampan/host/machine"
 	"sampan/proto"
@@ -136,7 +137,7 @@ func (e *Engine) newCtr(rec record) *ctr {
 	return &ctr{
 		id: rec.ID, rec: rec,
 		op:      make(chan struct{}, 1),
-		hub:     newHub(e.containerDir(rec.ID), rec.Config.OpenStdin),
+		hub:     newHub(e.tmp(), rec.Config.OpenStdin),
 		waiters: map[*waiter]struct{}{},
 		gone:    make(chan struct{}),
 	}
@@ -153,19 +154,56 @@ func New(cfg Config) (*Engine, error) {
 		containers: map[string]*ctr{}, names: map[string]string{},
 		volumes: map[string]*volumeRecord{}, execs: map[string]*exec{},
 	}
-	for _, dir := range []string{"containers", "volumes"} {
+	if err := os.RemoveAll(e.tmp()); err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	for _, dir := range []string{"containers", "volumes", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Home, dir), 0o700); err != nil {
 			return nil, fmt.Errorf("open engine: %w", err)
 		}
 	}
 	var err error
-	if e.purges, err = loadPurges(filepath.Join(cfg.Home, "purge.json")); err != nil {
+	if e.purges, err = loadPurges(filepath.Join(cfg.Home, "purge.json"), e.tmp()); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
 	if err := errors.Join(e.loadVolumes(), e.loadContainers()); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
+	if err := errors.Join(e.completeRemovals(), e.completeCreates()); err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
 	return e, nil
+}
+
+// completeRemovals goes on where a crash has interrupted Remove.
+func (e *Engine) completeRemovals() error {
+	for _, c := range e.all() {
+		if !c.rec.Removing && !e.purges.has(purge{Container: c.id}) {
+			continue
+		}
+		e.log.Info("completing the removal of a container", "id", c.id)
+		if err := e.removeClaimed(e.ctx, c, RemoveOptions{Volumes: c.rec.Removing || c.rec.HostConfig.AutoRemove}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// completeCreates makes the anonymous volumes that a crash has kept Create from
+// making: they come after the record of their container.
+func (e *Engine) completeCreates() error {
+	for _, c := range e.all() {
+		for i := range c.rec.Mounts {
+			m := &c.rec.Mounts[i]
+			if m.Type != mount.TypeVolume || !m.Anonymous || e.volumes[m.Name] != nil {
+				continue
+			}
+			if err := e.addVolume(anonymousVolume(m, c.rec.HostConfig)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // loadContainers reads the records. One that can't be read is set aside, not

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -25,6 +26,21 @@ func (e *Engine) StopMachine(ctx context.Context) error {
 		}
 	}
 	wg.Wait()
+	return e.machine.Stop(ctx)
+}
+
+// renewMachine turns off a machine whose data disk has failed: its next boot
+// repairs that. Containers that run are not ended unasked.
+func (e *Engine) renewMachine(ctx context.Context, why error) error {
+	for _, c := range e.all() {
+		c.mu.Lock()
+		running := c.run != nil
+		c.mu.Unlock()
+		if running {
+			return fmt.Errorf("%s: when there is space again, end the containers that run with \"sampan machine stop\"", message(why))
+		}
+	}
+	e.log.Warn("the machine is turned off for its data disk to be repaired", "reason", message(why))
 	return e.machine.Stop(ctx)
 }
 

@@ -20,14 +20,15 @@ type purge struct {
 // purgeList is what the next boot removes from the data disk.
 type purgeList struct {
 	path string
+	tmp  string // folder where it grows
 
 	mu   sync.Mutex
 	todo []purge
 	busy sync.Mutex // held while the guest is called
 }
 
-func loadPurges(path string) (*purgeList, error) {
-	p := &purgeList{path: path}
+func loadPurges(path, tmp string) (*purgeList, error) {
+	p := &purgeList{path: path, tmp: tmp}
 	if err := readJSON(path, &p.todo); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -42,11 +43,18 @@ func (p *purgeList) add(items ...purge) error {
 }
 
 func (p *purgeList) replace(todo []purge) error {
-	if err := writeJSON(p.path, todo, true); err != nil {
+	if err := writeJSON(p.tmp, p.path, todo, true); err != nil {
 		return err
 	}
 	p.todo = todo
 	return nil
+}
+
+// has says whether something is to be removed.
+func (p *purgeList) has(item purge) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Contains(p.todo, item)
 }
 
 // run removes what is listed. What fails stays on the list.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -33,6 +34,9 @@ type record struct {
 	Stopped bool
 	// Started says that the guest may hold a writable layer.
 	Started bool
+	// Removing says that the container was being removed, and its anonymous
+	// volumes with it: the next daemon goes on with that.
+	Removing bool `json:",omitempty"`
 }
 
 // state of a container.
@@ -66,19 +70,17 @@ type mountRecord struct {
 	Create bool `json:",omitempty"`
 }
 
-// writeJSON replaces a file by v. With sync it outlives a power cut, without
-// it only the daemon's own death.
-func writeJSON(path string, v any, sync bool) error {
+// writeJSON replaces a file by v, which grows in the folder tmp. With sync it
+// outlives a power cut, without it only the daemon's own death.
+func writeJSON(tmp, path string, v any, sync bool) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".tmp-*")
+	f, err := os.CreateTemp(tmp, "")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // no-op once renamed
 	_, err = f.Write(data)
 	if err == nil && sync {
 		err = f.Sync()
@@ -86,8 +88,25 @@ func writeJSON(path string, v any, sync bool) error {
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
-	if err == nil && sync {
-		err = syncDir(dir)
+	if err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	if sync {
+		return syncDir(filepath.Dir(path))
+	}
+	return nil
+}
+
+// removeFile deletes a file that need not exist. With sync it stays away after
+// a power cut.
+func removeFile(path string, sync bool) error {
+	err := os.Remove(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err == nil && sync:
+		return syncDir(filepath.Dir(path))
 	}
 	return err
 }
@@ -111,6 +130,9 @@ func readJSON(path string, v any) error {
 	return nil
 }
 
+// tmp is the folder of what is being made. A start of the daemon empties it.
+func (e *Engine) tmp() string { return filepath.Join(e.cfg.Home, "tmp") }
+
 func (e *Engine) containerDir(id string) string {
 	return filepath.Join(e.cfg.Home, "containers", id)
 }
@@ -122,7 +144,7 @@ func (e *Engine) logPath(id string) string {
 // save stores a container; the caller holds its mu.
 func (e *Engine) save(c *ctr) error {
 	sync := !c.rec.HostConfig.AutoRemove
-	if err := writeJSON(filepath.Join(e.containerDir(c.id), "config.json"), &c.rec, sync); err != nil {
+	if err := writeJSON(e.tmp(), filepath.Join(e.containerDir(c.id), "config.json"), &c.rec, sync); err != nil {
 		return fmt.Errorf("store container %s: %w", c.rec.Name, err)
 	}
 	return nil

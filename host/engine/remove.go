@@ -2,9 +2,9 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -77,26 +77,22 @@ func (e *Engine) removeClaimed(ctx context.Context, c *ctr, o RemoveOptions) err
 			return err
 		}
 	}
-	c.mu.Lock()
-	rec := c.rec
-	c.mu.Unlock()
+	rec, err := e.markRemoving(c, o)
+	if err != nil {
+		return err
+	}
 	if rec.Started {
 		if err := e.discard(ctx, purge{Container: c.id}); err != nil {
 			return fmt.Errorf("remove container %s: %w", rec.Name, err)
 		}
 	}
-	// The record goes first: what is left of the folder is swept up later.
-	dir := e.containerDir(c.id)
-	if err := os.Remove(dir + "/config.json"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove container %s: %w", rec.Name, err)
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		e.log.Warn("remove container's folder", "dir", dir, "error", err)
-	}
-	e.forget(c, rec.Name)
 	if o.Volumes {
 		e.removeAnonymous(ctx, rec.Mounts)
 	}
+	if err := e.removeFolder(&rec); err != nil {
+		return fmt.Errorf("remove container %s: %w", rec.Name, err)
+	}
+	e.forget(c, rec.Name)
 	e.emitContainer(c, events.ActionDestroy, nil)
 	c.mu.Lock()
 	c.notify(true)
@@ -104,6 +100,35 @@ func (e *Engine) removeClaimed(ctx context.Context, c *ctr, o RemoveOptions) err
 	close(c.gone)
 	c.mu.Unlock()
 	h.close()
+	return nil
+}
+
+// markRemoving notes in the record that anonymous volumes go with it, for the
+// case that the daemon does not come to the end of it. They are removed before
+// the record is.
+func (e *Engine) markRemoving(c *ctr, o RemoveOptions) (record, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o.Volumes && !c.rec.Removing && slices.ContainsFunc(c.rec.Mounts, func(m mountRecord) bool { return m.Anonymous }) {
+		c.rec.Removing = true
+		if err := e.save(c); err != nil {
+			c.rec.Removing = false
+			return c.rec, err
+		}
+	}
+	return c.rec, nil
+}
+
+// removeFolder deletes what is stored of a container, the record first: what is
+// left of the folder is swept up later.
+func (e *Engine) removeFolder(rec *record) error {
+	dir := e.containerDir(rec.ID)
+	if err := removeFile(filepath.Join(dir, "config.json"), !rec.HostConfig.AutoRemove); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		e.log.Warn("remove container's folder", "dir", dir, "error", err)
+	}
 	return nil
 }
 

@@ -63,7 +63,7 @@ func (e *Engine) start(ctx context.Context, c *ctr, byUser bool) error {
 	case ctx.Err() != nil: // a stop that came together with the end of the back-off
 		c.mu.Unlock()
 		return ctx.Err()
-	case c.removing:
+	case c.removing, c.rec.Removing:
 		c.mu.Unlock()
 		return conflict("container is marked for removal and cannot be started")
 	case c.run != nil:
@@ -78,6 +78,11 @@ func (e *Engine) start(ctx context.Context, c *ctr, byUser bool) error {
 	c.mu.Unlock()
 
 	err := e.begin(context.WithoutCancel(ctx), c, h)
+	if status.Code(err) == codes.DataLoss {
+		if err = e.renewMachine(context.WithoutCancel(ctx), err); err == nil {
+			err = e.begin(context.WithoutCancel(ctx), c, h)
+		}
+	}
 	if err == nil {
 		return nil
 	}
@@ -198,7 +203,7 @@ func (e *Engine) startFailed(c *ctr, h *hub, err error) {
 	if s.Status == container.StateRestarting {
 		s.Status = container.StateExited
 	}
-	c.hub = newHub(e.containerDir(c.id), c.rec.Config.OpenStdin)
+	c.hub = newHub(e.tmp(), c.rec.Config.OpenStdin)
 	auto := c.rec.HostConfig.AutoRemove
 	e.trySave(c)
 	c.notify(false)

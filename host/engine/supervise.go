@@ -20,6 +20,10 @@ const drainTimeout = 2 * time.Second
 // to have ended.
 const lossTimeout = 5 * time.Second
 
+// forgetTimeout bounds the guest's part of a container's end: it kills what is
+// left in it, for 10 s at most, and unmounts.
+const forgetTimeout = 30 * time.Second
+
 // supervise sees a run through to its end.
 func (e *Engine) supervise(c *ctr, r *run, log *logWriter) {
 	if r.streams.stdin != nil && r.hub.stdin != nil {
@@ -98,13 +102,15 @@ var errMachineEnded = errdefs.ErrUnavailable.WithMessage("the virtual machine en
 // exited turns a run's end into the container's state, calls endOutput, and
 // does what has to follow: restart or removal.
 func (e *Engine) exited(c *ctr, r *run, end ending, endOutput func()) {
-	e.free(r)
 	if end.lost == nil {
 		// Unmounts; what is left after a failure goes with the machine.
-		if _, err := r.guest.Remove(context.Background(), &proto.RemoveRequest{Id: c.id}); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), forgetTimeout)
+		if _, err := r.guest.Remove(ctx, &proto.RemoveRequest{Id: c.id}); err != nil {
 			e.log.Warn("forget container in the guest", "id", c.id, "error", err)
 		}
+		cancel()
 	}
+	e.free(r) // not before the guest has let go of it
 	c.mu.Lock()
 	s := &c.rec.State
 	s.Status, s.Pid, s.ExitCode, s.OOMKilled, s.FinishedAt = container.StateExited, 0, end.code, end.oom, end.at
@@ -112,7 +118,7 @@ func (e *Engine) exited(c *ctr, r *run, end ending, endOutput func()) {
 		s.Error = end.lost.Error()
 	}
 	c.run, c.log = nil, nil
-	c.hub = newHub(e.containerDir(c.id), c.rec.Config.OpenStdin)
+	c.hub = newHub(e.tmp(), c.rec.Config.OpenStdin)
 	wait, again := e.restartDelay(c, r, end)
 	if again {
 		s.Status = container.StateRestarting

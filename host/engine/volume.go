@@ -2,7 +2,7 @@ package engine
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -59,6 +59,10 @@ func (e *Engine) loadVolumes() error {
 			}
 			os.Remove(e.volumePath(old.ID))
 		}
+		if e.purges.has(purge{Volume: v.ID}) { // the same, a little earlier
+			os.Remove(f)
+			continue
+		}
 		e.volumes[v.Name] = v
 	}
 	return nil
@@ -100,14 +104,19 @@ func (e *Engine) volume(name string, labels map[string]string) (*volumeRecord, e
 		return v, nil
 	}
 	v := &volumeRecord{ID: newID(), Name: name, Created: time.Now().UTC(), Labels: labels}
+	return v, e.addVolume(v)
+}
+
+// addVolume stores a new volume; the caller holds mu.
+func (e *Engine) addVolume(v *volumeRecord) error {
 	// An anonymous volume goes with its container: it needs no fsync.
-	_, anonymous := labels[anonymousLabel]
-	if err := writeJSON(e.volumePath(v.ID), v, !anonymous); err != nil {
-		return nil, err
+	_, anonymous := v.Labels[anonymousLabel]
+	if err := writeJSON(e.tmp(), e.volumePath(v.ID), v, !anonymous); err != nil {
+		return fmt.Errorf("store volume %s: %w", v.Name, err)
 	}
-	e.volumes[name] = v
-	e.emit(events.VolumeEventType, events.ActionCreate, name, map[string]string{"driver": "local"})
-	return v, nil
+	e.volumes[v.Name] = v
+	e.emit(events.VolumeEventType, events.ActionCreate, v.Name, map[string]string{"driver": "local"})
+	return nil
 }
 
 // VolumeInspect describes a volume.
@@ -159,7 +168,8 @@ func (e *Engine) usersLocked() map[string][]string {
 	for _, c := range e.containers {
 		c.mu.Lock()
 		for _, m := range c.rec.Mounts {
-			if m.Type == mount.TypeVolume {
+			// A container that is on its way out does not keep its own ones.
+			if m.Type == mount.TypeVolume && !(m.Anonymous && c.rec.Removing) {
 				used[m.Name] = append(used[m.Name], c.id)
 			}
 		}
@@ -196,7 +206,8 @@ func (e *Engine) VolumeRemove(ctx context.Context, name string, force bool) erro
 		e.mu.Unlock()
 		return err
 	}
-	if err := os.Remove(e.volumePath(v.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	_, anonymous := v.Labels[anonymousLabel]
+	if err := removeFile(e.volumePath(v.ID), !anonymous); err != nil {
 		return err
 	}
 	e.emit(events.VolumeEventType, events.ActionDestroy, name, map[string]string{"driver": "local"})

@@ -92,25 +92,24 @@ func writeFile(tmp, path string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // after the rename: nothing
 	if _, err := f.Write(b); err != nil {
-		f.Close()
-		return err
+		return errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
 	return publish(f, path)
 }
 
-// publish closes a temporary file and gives it its name, durably.
+// publish closes a temporary file and gives it its name, durably. After an
+// error it is gone.
 func publish(f *os.File, path string) error {
 	err := f.Sync()
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		err = os.Rename(f.Name(), path)
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return syncDir(filepath.Dir(path))
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -108,6 +106,8 @@ type Machine struct {
 	idle    *time.Timer // fires stopIdle; only while running and not held
 	closed  bool
 	wg      sync.WaitGroup
+
+	clockTick, clockPeriod time.Duration
 }
 
 // boot is one attempt that any number of callers wait for.
@@ -123,7 +123,7 @@ var ErrClosed = errors.New("the machine is being shut down")
 
 // New returns a stopped machine.
 func New(cfg Config) *Machine {
-	return &Machine{cfg: cfg, state: Stopped, since: time.Now()}
+	return &Machine{cfg: cfg, state: Stopped, since: time.Now(), clockTick: clockTick, clockPeriod: clockPeriod}
 }
 
 // Guest returns the session with the guest, booting the machine if it does not
@@ -319,6 +319,7 @@ func (m *Machine) startLocked() {
 			m.restartIdle()
 			m.wg.Add(1)
 			go m.watch(g)
+			m.wg.Go(func() { m.keepClock(g) })
 		}
 		b.guest, b.err = g, err
 		close(b.done)
@@ -345,32 +346,4 @@ func (m *Machine) watch(g *Guest) {
 	m.mu.Unlock()
 	g.end() // after the state: who sees the end finds the machine stopped
 	close(g.gone)
-}
-
-// ensureDisk makes the data disk when it is missing.
-func (m *Machine) ensureDisk() error {
-	fi, err := os.Stat(m.cfg.DataDisk)
-	if err == nil {
-		if !fi.Mode().IsRegular() || fi.Size() == 0 {
-			return fmt.Errorf("data disk %s: want a regular file that is not empty", m.cfg.DataDisk)
-		}
-		return nil
-	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("data disk: %w", err)
-	}
-	// The size is set before the name exists: a crash leaves nothing half made.
-	f, err := os.CreateTemp(filepath.Dir(m.cfg.DataDisk), ".disk-*")
-	if err != nil {
-		return fmt.Errorf("data disk: %w", err)
-	}
-	defer os.Remove(f.Name()) // no-op once renamed
-	err = errors.Join(f.Truncate(m.cfg.DataDiskSize), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), m.cfg.DataDisk)
-	}
-	if err != nil {
-		return fmt.Errorf("make data disk: %w", err)
-	}
-	return nil
 }

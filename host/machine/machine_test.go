@@ -27,6 +27,11 @@ type agent struct {
 	proto.AgentService // what is not overridden is never called
 	version            uint32
 	off                chan struct{} // closed by PowerOff
+	clock              *clock        // optional
+}
+
+func (a *agent) Clock(ctx context.Context, r *proto.ClockRequest) (*proto.ClockResponse, error) {
+	return a.clock.call(ctx, time.Duration(r.AdjustNano))
 }
 
 func (a *agent) Configure(_ context.Context, r *proto.ConfigureRequest) (*proto.ConfigureResponse, error) {
@@ -45,6 +50,11 @@ func (a *agent) PowerOff(context.Context, *proto.PowerOffRequest) (*proto.Empty,
 // guest runs an agent as the real one behaves: it dials when it is ready, and
 // serves streams. crash ends the machine by itself.
 func guest(version uint32, crash <-chan struct{}) func(context.Context, fake.Guest) error {
+	return guestWith(func() *agent { return &agent{version: version} }, crash)
+}
+
+// guestWith is guest with an agent of the test's own for each boot.
+func guestWith(newAgent func() *agent, crash <-chan struct{}) func(context.Context, fake.Guest) error {
 	return func(ctx context.Context, g fake.Guest) error {
 		streams, err := g.Listen(proto.PortStream)
 		if err != nil {
@@ -61,7 +71,8 @@ func guest(version uint32, crash <-chan struct{}) func(context.Context, fake.Gue
 				}
 			}
 		}
-		a := &agent{version: version, off: make(chan struct{})}
+		a := newAgent()
+		a.off = make(chan struct{})
 		srv, err := ttrpc.NewServer()
 		if err != nil {
 			return err
