@@ -1,6 +1,6 @@
 # Sampan: `make` explains each target.
 .DEFAULT_GOAL := help
-.PHONY: help deps build guest demo test lint proto bench install clean
+.PHONY: help deps build guest demo test nightly lint proto bench install clean
 
 ARCH    ?= amd64
 PREFIX  ?= $(or $(if $(filter 0,$(shell id -u)),/usr/local),$(HOME)/.local)
@@ -52,6 +52,14 @@ dist/root-docker:
 test: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
 	go vet ./...
 	go test -count=1 -timeout 20m ./...
+
+# The fault and leak tests in full: every point to be killed at, 100 random
+# kills, 100 prefixes of a disk, 5 minutes of churn. SAMPAN_SEED=N repeats the
+# random ones.
+NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestFullHostDisk|TestClock|TestLeaks
+nightly: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/root-docker) ## The fault and leak tests in full: an hour or two
+	SAMPAN_NIGHTLY=1 SAMPAN_E2E_RUN='$(NIGHTLY)' go test -count=1 -v -timeout 4h \
+	  -run '$(if $(filter 0,$(shell id -u)),^TestAsOrdinaryUser$$,$(NIGHTLY))' ./cmd/sampan/e2e
 
 lint: ## gofmt, vet, import rules, and the macOS code type-checked
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"

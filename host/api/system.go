@@ -66,7 +66,7 @@ func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 		IPv4Forwarding: true, SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: "json-file",
 		CgroupDriver: "cgroupfs", CgroupVersion: "2", KernelVersion: status.Kernel,
 		OperatingSystem: "Sampan", OSType: "linux", Architecture: machineArch(), NCPU: status.CPUs, MemTotal: status.Memory,
-		NGoroutines: runtime.NumGoroutine(), DockerRootDir: s.Home,
+		NGoroutines: runtime.NumGoroutine(), NFd: descriptors(), DockerRootDir: s.Home,
 		IndexServerAddress: "https://index.docker.io/v1/",
 		Runtimes:           map[string]system.RuntimeWithStatus{"sampan": {}}, DefaultRuntime: "sampan",
 		Swarm:           swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive},
@@ -84,6 +84,15 @@ func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	return answer(w, http.StatusOK, info)
+}
+
+// descriptors is how many files the daemon has open, or -1 if it can't tell.
+func descriptors() int {
+	entries, err := os.ReadDir("/dev/fd") // Linux and macOS
+	if err != nil {
+		return -1
+	}
+	return len(entries) - 1 // but for that of the reading itself
 }
 
 func hostname() string {

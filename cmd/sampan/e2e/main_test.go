@@ -31,6 +31,10 @@ var files struct{ dir, bin, guest, busybox string }
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	if os.Getenv(trapEnv) != "" {
+		fmt.Fprintln(os.Stderr, "become a trapped daemon:", becomeTrapped(os.Args[1:]))
+		return 1
+	}
 	dir := os.Getenv(dirEnv)
 	if dir == "" {
 		var err error
@@ -156,7 +160,12 @@ func TestAsOrdinaryUser(t *testing.T) {
 	if err := os.WriteFile(self, b, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"-u", name, "--", self, "-test.skip", "^TestAsOrdinaryUser$", "-test.timeout", "15m"}
+	small := filepath.Join(files.dir, "small")
+	mountSmall(t, small)
+	if err := os.Chown(small, atoi(t, u.Uid), atoi(t, u.Gid)); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-u", name, "--", self, "-test.skip", "^TestAsOrdinaryUser$", "-test.timeout", secondLimit()}
 	if testing.Verbose() {
 		args = append(args, "-test.v")
 	}
@@ -165,13 +174,21 @@ func TestAsOrdinaryUser(t *testing.T) {
 	}
 	cmd := exec.Command("runuser", args...)
 	cmd.Dir = files.dir
-	cmd.Env = append(os.Environ(), dirEnv+"="+files.dir, "HOME="+u.HomeDir, "USER="+name, "XDG_CACHE_HOME=", "TMPDIR=/tmp",
+	cmd.Env = append(os.Environ(), dirEnv+"="+files.dir, smallEnv+"="+small, "HOME="+u.HomeDir, "USER="+name, "XDG_CACHE_HOME=", "TMPDIR=/tmp",
 		"PATH=/usr/local/bin:/usr/bin:/bin") // Debian's for an ordinary user: no sbin
-	out, err := cmd.CombinedOutput()
-	t.Logf("as %s (uid %s):\n%s", name, u.Uid, out)
-	if err != nil {
+	t.Logf("as %s (uid %s):", name, u.Uid)
+	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
+	if err := cmd.Run(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// secondLimit bounds the second run.
+func secondLimit() string {
+	if nightly() {
+		return "4h"
+	}
+	return "15m"
 }
 
 // home is one $SAMPAN_HOME with its daemon.

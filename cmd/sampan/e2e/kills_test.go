@@ -1,0 +1,267 @@
+package e2e_test
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// kill -9 of QEMU, sampand or a process of the agent at random moments, while
+// two users pull, tag, run, exec, write to volumes and remove. Whatever was
+// acknowledged holds, the next command works, and at the end nothing runs.
+// SAMPAN_SEED reproduces a run, as far as timing allows.
+func TestRandomKills(t *testing.T) {
+	onceAsUser(t)
+	cycles := 10
+	if nightly() {
+		cycles = 100
+	}
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("SAMPAN_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatalf("SAMPAN_SEED: %v", err)
+		}
+	}
+	t.Logf("SAMPAN_SEED=%d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	h := newHome(t)
+	ref := faultImage(t)
+	h.sampan(t, "pull", "-q", ref)
+	users := []*kuser{newKuser(h, ref, "a", seed), newKuser(h, ref, "b", seed)}
+	victims, order := []string{"QEMU", "sampand", "a process of the agent"}, []int(nil)
+	killed := map[string]int{}
+	for cycle := range cycles {
+		if len(order) == 0 {
+			order = rnd.Perm(len(victims)) // each as often as the others
+		}
+		var stop atomic.Bool
+		var wg sync.WaitGroup
+		for _, u := range users {
+			wg.Go(func() {
+				for !stop.Load() {
+					u.step(t)
+				}
+			})
+		}
+		h.machineUp(t)
+		time.Sleep(time.Duration(rnd.IntN(1500)) * time.Millisecond)
+		victim := victims[order[0]]
+		order = order[1:]
+		h.killAtRandom(t, victim, rnd)
+		killed[victim]++
+		stop.Store(true)
+		wg.Wait()
+		for _, u := range users {
+			u.check(t)
+		}
+		if t.Failed() {
+			t.Fatalf("cycle %d: %s was killed", cycle, victim)
+		}
+	}
+	t.Logf("%d cycles: killed %v; %d commands acknowledged, %d cut off", cycles, killed, users[0].acked+users[1].acked, users[0].lost+users[1].lost)
+	h.stopDaemon(t)
+	if left := h.processes(t); len(left) > 0 {
+		t.Errorf("still running: %q", left)
+	}
+}
+
+// onceAsUser is for tests that take long: when the suite runs as root, its
+// second run, as an ordinary user, is the one that has them.
+func onceAsUser(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 && os.Getenv("SAMPAN_AS_ROOT") == "" {
+		t.Skip("run by TestAsOrdinaryUser; SAMPAN_AS_ROOT=1 runs it here")
+	}
+}
+
+// machineUp waits for the machine: a kill before its boot finds nothing.
+func (h *home) machineUp(t *testing.T) {
+	t.Helper()
+	eventually(t, 60*time.Second, "the machine runs", func() bool {
+		return strings.Contains(h.sampan(t, "machine", "status"), "State:      running")
+	})
+}
+
+func (h *home) killAtRandom(t *testing.T, victim string, rnd *rand.Rand) {
+	t.Helper()
+	switch victim {
+	case "QEMU":
+		pid := h.machinePid(t)
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if !waitGone(pid, 10*time.Second) {
+			t.Errorf("QEMU (pid %d) lives on after SIGKILL", pid)
+		}
+	case "sampand":
+		qemu, pid := h.machinePid(t), h.pid(t)
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if !waitGone(pid, 10*time.Second) || !waitGone(qemu, 10*time.Second) {
+			t.Errorf("sampand (pid %d) or its QEMU (pid %d) lives on after SIGKILL", pid, qemu)
+		}
+	default:
+		// Any child of PID 1 but the shell that does this.
+		script := fmt.Sprintf(`set -- $(pgrep -P 1 | grep -vx $$); [ $# -gt 0 ] || exit 0; shift $((%d %% $#)); kill -9 $1; true`, rnd.IntN(1000))
+		h.sampan(t, "machine", "shell", "busybox", "sh", "-c", script)
+	}
+}
+
+// processes lists what runs for this home.
+func (h *home) processes(t *testing.T) []string {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, dir := range dirs {
+		comm, _ := os.ReadFile(filepath.Join(dir, "comm"))
+		env, err := os.ReadFile(filepath.Join(dir, "environ"))
+		if err == nil && bytes.Contains(env, []byte("SAMPAN_HOME="+h.dir+"\x00")) {
+			out = append(out, filepath.Base(dir)+" "+strings.TrimSpace(string(comm)))
+		}
+	}
+	return out
+}
+
+// kuser is one user's work, and what was acknowledged of it. Keys are "tag N",
+// "container N", "volume N" and "file N"; the values what they must have: "" for
+// absence. maybe has those whose last change was cut off, with what it was to be.
+type kuser struct {
+	h     *home
+	ref   string
+	name  string
+	rnd   *rand.Rand
+	is    map[string]string
+	maybe map[string]string
+	count int
+	acked int
+	lost  int
+}
+
+func newKuser(h *home, ref, name string, seed uint64) *kuser {
+	return &kuser{h: h, ref: ref, name: name, rnd: rand.New(rand.NewPCG(seed, uint64(name[0]))), is: map[string]string{}, maybe: map[string]string{}}
+}
+
+// change runs a command that, once acknowledged, gives key a value.
+func (u *kuser) change(t *testing.T, key, value string, args ...string) {
+	if _, open := u.maybe[key]; open {
+		return // until the next check
+	}
+	r := u.h.try(t, "", "sampan", args...)
+	if r.code == 0 {
+		u.is[key] = value
+		u.acked++
+		return
+	}
+	u.maybe[key] = value
+	u.lost++
+}
+
+// having picks one of the keys of a kind that are there, or "".
+func (u *kuser) having(kind string) string {
+	var keys []string
+	for key, value := range u.is {
+		if _, open := u.maybe[key]; !open && value != "" && strings.HasPrefix(key, kind+" ") {
+			keys = append(keys, strings.TrimPrefix(key, kind+" "))
+		}
+	}
+	if len(keys) == 0 {
+		return ""
+	}
+	slices.Sort(keys)
+	return keys[u.rnd.IntN(len(keys))]
+}
+
+func (u *kuser) step(t *testing.T) {
+	u.count++
+	fresh := fmt.Sprintf("%s%d", u.name, u.count)
+	files := "files-" + u.name + ":/files"
+	file, value := fmt.Sprintf("%s-file%d", u.name, u.rnd.IntN(4)), fmt.Sprint(u.count)
+	write := fmt.Sprintf("echo %s > /files/%s.new && mv /files/%[2]s.new /files/%[2]s && sync", value, file)
+	switch u.rnd.IntN(9) {
+	case 0:
+		u.h.try(t, "", "sampan", "pull", "-q", u.ref)
+	case 1:
+		u.change(t, "tag "+fresh+":1", "there", "tag", u.ref, fresh+":1")
+	case 2:
+		if tag := u.having("tag"); tag != "" {
+			u.change(t, "tag "+tag, "", "rmi", tag)
+		}
+	case 3, 4:
+		u.change(t, "file "+file, value, "run", "--rm", "-v", files, u.ref, "sh", "-c", write)
+	case 5:
+		u.change(t, "container "+fresh, "there", "run", "-d", "--name", fresh, "-v", files, u.ref, "sleep", "100000")
+	case 6:
+		if c := u.having("container"); c != "" {
+			if strings.Contains(u.h.try(t, "", "sampan", "ps", "--format", "{{.Names}}").stdout, c+"\n") {
+				u.change(t, "file "+file, value, "exec", c, "sh", "-c", write)
+			}
+		}
+	case 7:
+		if c := u.having("container"); c != "" {
+			u.change(t, "container "+c, "", "rm", "-f", c)
+		}
+	case 8:
+		if v := u.having("volume"); v != "" && u.rnd.IntN(2) == 0 {
+			u.change(t, "volume "+v, "", "volume", "rm", v)
+		} else {
+			u.change(t, "volume "+fresh, "there", "volume", "create", fresh)
+		}
+	}
+}
+
+// check compares what is there with what was acknowledged; what was cut off may
+// be either, and is what it is from now on.
+func (u *kuser) check(t *testing.T) {
+	t.Helper()
+	found := map[string]string{}
+	collect := func(kind, text string) {
+		for _, line := range strings.Fields(text) {
+			if strings.HasPrefix(line, u.name) {
+				found[kind+" "+line] = "there"
+			}
+		}
+	}
+	collect("tag", u.h.sampan(t, "images", "--format", "{{.Repository}}:{{.Tag}}"))
+	collect("container", u.h.sampan(t, "ps", "-a", "--format", "{{.Names}}"))
+	collect("volume", u.h.sampan(t, "volume", "ls", "-q"))
+	list := u.h.sampan(t, "run", "--rm", "-v", "files-"+u.name+":/files", u.ref, "sh", "-c", "cd /files; for f in "+u.name+"-file?; do [ ! -e $f ] || echo $f $(cat $f); done")
+	for _, line := range strings.Split(strings.TrimSpace(list), "\n") {
+		if name, value, ok := strings.Cut(line, " "); ok {
+			found["file "+name] = value
+		}
+	}
+	for key, value := range u.is {
+		if got, may := found[key], u.maybe[key]; got != value {
+			if _, open := u.maybe[key]; !open || got != may {
+				t.Errorf("%s: %q was acknowledged, %q is found", key, value, got)
+			}
+		}
+	}
+	for key, got := range found {
+		_, known := u.is[key]
+		may, open := u.maybe[key]
+		// Names that a client made up are those of --rm containers that end.
+		if !known && !(open && may == got) {
+			t.Errorf("%s is %q, and was never asked for", key, got)
+		}
+	}
+	for key := range u.maybe {
+		u.is[key] = found[key]
+	}
+	clear(u.maybe)
+}
