@@ -2,14 +2,12 @@ package vhostuser
 
 import (
 	"encoding/binary"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -129,13 +127,24 @@ func (f *frontend) buffer(ring, slot int) (guest uint64, b []byte) {
 	return uint64(off), f.mem[off:][:bufSize]
 }
 
-// offer makes one descriptor available, and kicks.
-func (f *frontend) offer(ring, slot, n int, flags uint16) {
+// describe fills the slot's descriptor.
+func (f *frontend) describe(ring, slot, n int, flags uint16, next int) {
 	guest, _ := f.buffer(ring, slot)
 	d := f.mem[ring*ringStep+slot*descSize:]
 	le.PutUint64(d, guest)
 	le.PutUint32(d[8:], uint32(n))
 	le.PutUint16(d[12:], flags)
+	le.PutUint16(d[14:], uint16(next))
+}
+
+// offer makes one descriptor available, and kicks.
+func (f *frontend) offer(ring, slot, n int, flags uint16) {
+	f.describe(ring, slot, n, flags, 0)
+	f.publish(ring, slot)
+}
+
+// publish makes a chain available, and kicks.
+func (f *frontend) publish(ring, slot int) {
 	a := f.mem[ring*ringStep+0x1000:]
 	le.PutUint16(a[4+2*(int(f.avail[ring])%ringSize):], uint16(slot))
 	f.avail[ring]++
@@ -164,6 +173,25 @@ func (f *frontend) used(ring int) (slot, n int) {
 	e := u[4+8*(int(f.seen[ring])%ringSize):]
 	f.seen[ring]++
 	return int(le.Uint32(e)), int(le.Uint32(e[4:]))
+}
+
+// wipe makes a ring's memory what a driver that starts anew makes it.
+func (f *frontend) wipe(ring int) {
+	clear(f.mem[ring*ringStep:][:ringStep])
+	f.avail[ring], f.seen[ring] = 0, 0
+}
+
+// failure waits until Serve has given up.
+func (f *frontend) failure() error {
+	f.t.Helper()
+	select {
+	case err := <-f.ended:
+		f.ended <- nil
+		return err
+	case <-time.After(10 * time.Second):
+		f.t.Fatal("Serve goes on")
+		return nil
+	}
 }
 
 // close ends the conversation and checks that Serve returns.
@@ -244,137 +272,3 @@ func unixConn(t testing.TB, fd int) *net.UnixConn {
 func u64(v uint64) []byte { return le.AppendUint64(nil, v) }
 
 func state(i int, v uint32) []byte { return u64(uint64(i) | uint64(v)<<32) }
-
-// mirror is a device that sends chains back, last first, four at a time, and
-// from goroutines.
-type mirror struct{ runs chan bool }
-
-func (*mirror) Features() uint64 { return 0 }
-func (*mirror) Queues() int      { return 1 }
-func (*mirror) Config() []byte   { return []byte{1, 2, 3, 4, 5, 6, 7, 8} }
-
-func (d *mirror) Serve(q *Queue) error {
-	d.runs <- q.Fresh()
-	var held []*Chain
-	for {
-		c, err := q.Pop()
-		if err != nil {
-			for _, c := range held {
-				q.Push(c, 0)
-			}
-			return err
-		}
-		if held = append(held, c); len(held) < 4 {
-			continue
-		}
-		for i := len(held) - 1; i >= 0; i-- {
-			done := make(chan bool)
-			go func() {
-				q.Push(held[i], total(held[i].Writable))
-				close(done)
-			}()
-			<-done
-		}
-		held = nil
-	}
-}
-
-func TestTransport(t *testing.T) {
-	for name, features := range map[string]uint64{"event index": featureEventIdx, "flags": 0} {
-		t.Run(name, func(t *testing.T) {
-			dev := &mirror{runs: make(chan bool, 4)}
-			f := serve(t, dev, features)
-			config := append(le.AppendUint32(le.AppendUint32(le.AppendUint32(nil, 2), 3), 0), 0, 0, 0)
-			if got := f.ask(reqGetConfig, config); string(got[12:]) != "\x03\x04\x05" {
-				t.Errorf("configuration: %x", got)
-			}
-			f.start(0)
-			if !<-dev.runs {
-				t.Error("the first run is not fresh")
-			}
-			for round := range 100 { // through the ring's end
-				for slot := range 4 {
-					f.offer(0, slot, 100+slot, descWrite)
-				}
-				for want := 3; want >= 0; want-- {
-					if slot, n := f.used(0); slot != want || n != 100+want {
-						t.Fatalf("round %d: slot %d with %d bytes, want %d", round, slot, n, want)
-					}
-				}
-				if round == 50 {
-					f.setMemory() // while the ring runs
-				}
-			}
-			base := f.stopRing(0)
-			if base != 400 {
-				t.Errorf("stopped at %d, want 400", base)
-			}
-			f.startRing(0, base)
-			if <-dev.runs {
-				t.Error("a resumed run is fresh")
-			}
-			f.offer(0, 1, 10, descWrite)
-			f.close()
-		})
-	}
-}
-
-// TestTransportRefuses shows that a guest that breaks the rules loses the
-// device, and nothing else happens.
-func TestTransportRefuses(t *testing.T) {
-	dev := &mirror{runs: make(chan bool, 4)}
-	f := serve(t, dev, featureEventIdx)
-	f.start(0)
-	f.offer(0, 0, 10, descNext) // whose next is itself
-	select {
-	case err := <-f.ended:
-		if !errors.Is(err, errRing) {
-			t.Errorf("serve: %v, want a malformed queue", err)
-		}
-		f.ended <- nil
-	case <-time.After(10 * time.Second):
-		t.Fatal("a loop of descriptors is served")
-	}
-}
-
-// FuzzChain walks descriptors in memory that a hostile guest has filled.
-func FuzzChain(f *testing.F) {
-	one := make([]byte, 64)
-	le.PutUint64(one, 0x100)
-	le.PutUint32(one[8:], 32)
-	f.Add(one, uint16(0))
-	le.PutUint16(one[12:], descIndirect)
-	f.Add(one, uint16(0))
-	le.PutUint16(one[12:], descNext|descWrite)
-	f.Add(one, uint16(0))
-	f.Fuzz(func(t *testing.T, data []byte, head uint16) {
-		words := make([]uint64, 512)
-		low := unsafe.Slice((*byte)(unsafe.Pointer(&words[0])), 8*len(words))
-		high := make([]byte, 4096)
-		copy(low, data)
-		copy(high, data)
-		m := newMemory([]region{{guest: 0, user: 0, data: low}, {guest: 4096, user: 1 << 40, data: high}})
-		r, err := mapRing(m, 16, ringAddr{desc: 0, avail: 0x400, used: 0x500})
-		must(t, err)
-		c, err := r.chain(m, head)
-		if err != nil {
-			return
-		}
-		if n := len(c.Readable) + len(c.Writable); n > 2*maxChainLen {
-			t.Errorf("a chain of %d buffers", n)
-		}
-		for _, b := range append(c.Readable, c.Writable...) {
-			if cap(b) != len(b) {
-				t.Error("a buffer can grow")
-			}
-			p := uintptr(unsafe.Pointer(unsafe.SliceData(b)))
-			inside := func(r []byte) bool {
-				s := uintptr(unsafe.Pointer(unsafe.SliceData(r)))
-				return p >= s && p+uintptr(len(b)) <= s+uintptr(len(r))
-			}
-			if !inside(low) && !inside(high) {
-				t.Errorf("a buffer outside guest memory")
-			}
-		}
-	})
-}

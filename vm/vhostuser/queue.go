@@ -18,6 +18,7 @@ type Queue struct {
 	eventIdx bool
 	kick     *os.File // the transport closes it after the run
 	done     chan struct{}
+	served   chan struct{} // closed when Serve has returned
 
 	mu        sync.Mutex
 	idle      sync.Cond // inflight == 0

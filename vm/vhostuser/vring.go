@@ -157,6 +157,7 @@ func (s *server) start(i int) error {
 		eventIdx:  s.features&featureEventIdx != 0,
 		kick:      r.kick,
 		done:      make(chan struct{}),
+		served:    make(chan struct{}),
 		mem:       s.mem.acquire(),
 		ring:      ring,
 		addr:      r.addr,
@@ -167,6 +168,7 @@ func (s *server) start(i int) error {
 	q.idle.L = &q.mu
 	r.run = q
 	s.runs.Go(func() {
+		defer close(q.served)
 		err := s.dev.Serve(q)
 		if err != nil && !errors.Is(err, ErrStopped) {
 			s.fail(err)
@@ -175,15 +177,20 @@ func (s *server) start(i int) error {
 	return nil
 }
 
-// stop ends the ring's run and remembers where the next one begins.
+// stop ends the ring's run and remembers where the next one begins. It waits
+// for the device to be done with the run, so that two never overlap, but not
+// for longer than the guest can stand still.
 func (s *server) stop(i int) {
 	r := &s.rings[i]
 	if r.run == nil {
 		return
 	}
+	begin := time.Now()
 	r.run.signalStop()
 	base, lost := r.run.detach(stopPatience)
-	if lost > 0 {
+	select {
+	case <-r.run.served:
+	case <-time.After(stopPatience - time.Since(begin)):
 		s.log.Warn("virtqueue stopped with requests under way", "queue", i, "requests", lost)
 	}
 	r.base, r.run = base, nil

@@ -47,11 +47,16 @@ func (v *Vsock) receive(q *Queue) error {
 		if err != nil {
 			return err
 		}
-		// Malformed and foreign packets are dropped, as vhost-vsock does.
-		if h, data, ok := parseVsock(chain.Readable); ok && h.srcCID == v.cid && h.dstCID == vsock.Host {
-			v.packet(h, data)
-		}
+		v.take(chain)
 		q.Push(chain, 0)
+	}
+}
+
+// take handles a packet of the guest. Malformed and foreign ones are dropped,
+// as vhost-vsock does.
+func (v *Vsock) take(chain *Chain) {
+	if h, data, ok := parseVsock(chain.Readable); ok && h.srcCID == v.cid && h.dstCID == vsock.Host {
+		v.packet(h, data)
 	}
 }
 
@@ -133,16 +138,25 @@ func (v *Vsock) send(q *Queue) error {
 			v.signal() // for the next run
 			return err
 		}
-		if size := chain.WritableLen(); size <= vsockHeaderSize {
-			q.Unpop(chain)
-			return fmt.Errorf("receive buffer of %d bytes", size)
-		}
-		if n := v.fill(chain.Writable); n > 0 {
+		n, err := v.give(chain)
+		if n > 0 {
 			q.Push(chain, n)
 		} else {
 			q.Unpop(chain)
 		}
+		if err != nil {
+			return err
+		}
 	}
+}
+
+// give writes the next packet into a buffer of the guest and tells its length;
+// 0 when there is none after all.
+func (v *Vsock) give(chain *Chain) (int, error) {
+	if size := chain.WritableLen(); size <= vsockHeaderSize {
+		return 0, fmt.Errorf("receive buffer of %d bytes", size)
+	}
+	return v.fill(chain.Writable), nil
 }
 
 func (v *Vsock) pending() bool {
@@ -151,8 +165,7 @@ func (v *Vsock) pending() bool {
 	return len(v.ready) > 0 || len(v.resets) > 0
 }
 
-// fill writes the next packet into a buffer of the guest and tells its length;
-// 0 when there is none after all.
+// fill is give for a buffer that is long enough.
 func (v *Vsock) fill(bufs [][]byte) int {
 	for {
 		v.mu.Lock()

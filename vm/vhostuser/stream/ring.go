@@ -1,7 +1,21 @@
 package stream
 
-// minRing is the smallest buffer that is allocated.
-const minRing = 4 << 10
+import (
+	"math/bits"
+	"sync"
+)
+
+const (
+	// minRing is the smallest buffer that is allocated.
+	minRing = 4 << 10
+	// maxIdle is the largest that an empty ring keeps: a connection that was
+	// busy once, and is only open now, costs no more.
+	maxIdle = 64 << 10
+)
+
+// pools has buffers above maxIdle, by the logarithm of their size: a bulk
+// transfer empties its ring a thousand times a second.
+var pools [32]sync.Pool
 
 // ring is a byte queue that grows up to a limit.
 type ring struct {
@@ -12,7 +26,25 @@ type ring struct {
 
 func (r *ring) len() int { return r.cnt }
 
-func (r *ring) reset() { r.b, r.start, r.cnt = nil, 0, 0 }
+// reset empties the ring.
+func (r *ring) reset() {
+	r.start, r.cnt = 0, 0
+	r.release()
+	r.b = nil
+}
+
+// release lets go of a large buffer; the ring is empty.
+func (r *ring) release() {
+	n := len(r.b)
+	if n <= maxIdle {
+		return
+	}
+	if n&(n-1) == 0 {
+		b := r.b
+		pools[bits.Len(uint(n))-1].Put(&b)
+	}
+	r.b = nil
+}
 
 // put appends as much of p as there is room for.
 func (r *ring) put(p []byte) int {
@@ -41,6 +73,7 @@ func (r *ring) get(p []byte) int {
 	}
 	if r.cnt == 0 {
 		r.start = 0
+		r.release()
 	}
 	return n
 }
@@ -50,8 +83,18 @@ func (r *ring) grow(need int) {
 	for size < need {
 		size = min(2*size, r.limit)
 	}
-	b := make([]byte, size)
+	b := allocate(size)
 	n := r.cnt
 	r.get(b[:n])
 	r.b, r.start, r.cnt = b, 0, n
+}
+
+// allocate returns a buffer with anything in it.
+func allocate(size int) []byte {
+	if size > maxIdle && size&(size-1) == 0 {
+		if p, ok := pools[bits.Len(uint(size))-1].Get().(*[]byte); ok {
+			return *p
+		}
+	}
+	return make([]byte, size)
 }
