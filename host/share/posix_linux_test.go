@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sampan/host/share/posixtest"
 )
 
 func TestPOSIX(t *testing.T) {
@@ -23,6 +27,36 @@ func TestPOSIX(t *testing.T) {
 			})
 		}
 	})
+}
+
+// suiteEnv names the folder for TestSuiteIn.
+const suiteEnv = "SAMPAN_SHARE_SUITE"
+
+// TestSuite runs the suite for shared folders in mounts of the file system, as
+// root of the guest and as another user.
+func TestSuite(t *testing.T) {
+	forUsers(t, func(t *testing.T, m mounted) {
+		for _, uid := range []uint32{0, 1000} {
+			dir := filepath.Join(m.rw, fmt.Sprint("suite", uid))
+			as(t, int(uid), func() { check(t, os.Mkdir(dir, 0o755)) })
+			cmd := exec.Command(filepath.Join(filepath.Dir(m.host), "serve"), "-test.run", "^TestSuiteIn$", "-test.v")
+			cmd.Env = append(os.Environ(), suiteEnv+"="+dir)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+			out, err := cmd.CombinedOutput()
+			if err != nil || bytes.Count(out, []byte("--- PASS")) < 20 {
+				t.Errorf("as uid %d: %v\n%s", uid, err, out)
+			}
+		}
+	})
+}
+
+// TestSuiteIn is TestSuite's other process.
+func TestSuiteIn(t *testing.T) {
+	dir := os.Getenv(suiteEnv)
+	if dir == "" {
+		t.Skip("TestSuite runs it")
+	}
+	posixtest.Run(t, dir)
 }
 
 func testFiles(t *testing.T, in, at string) {
