@@ -96,6 +96,7 @@ func prepare() (string, error) {
 	}
 	err = errors.Join(err,
 		makeOdd(filepath.Join(dir, "images")),
+		makePosix(root, filepath.Join(dir, "bin")),
 		makeNginx(filepath.Join(root, "dist", "root-nginx"), filepath.Join(dir, "images", "nginx.tar")))
 	if err != nil {
 		return fail(err)

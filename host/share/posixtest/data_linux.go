@@ -141,7 +141,7 @@ func testOpenUnlink(t *testing.T, dir string) {
 }
 
 func testAppend(t *testing.T, dir string) {
-	const each, writers = 200, 4
+	const each, writers = 50, 4
 	a := dir + "/a"
 	write(t, a, "")
 	var all sync.WaitGroup

@@ -56,7 +56,7 @@ func testXattrs(t *testing.T, dir string) {
 // testReaddir reads a folder in small pieces while entries come and go: what was
 // there all the time is seen once.
 func testReaddir(t *testing.T, dir string) {
-	const n = 600
+	const n = 300
 	for i := range n {
 		write(t, fmt.Sprintf("%s/f%03d", dir, i), "")
 	}
@@ -152,7 +152,7 @@ func testNames(t *testing.T, dir string) {
 		t.Errorf("%d entries, %v", len(entries), err)
 	}
 	want(t, "256 bytes", os.WriteFile(dir+"/"+strings.Repeat("x", 256), nil, 0o644), unix.ENAMETOOLONG)
-	deep := dir + "/deep" + strings.Repeat("/level", 100)
+	deep := dir + "/deep" + strings.Repeat("/level", 40)
 	check(t, os.MkdirAll(deep, 0o755))
 	write(t, deep+"/f", "bottom")
 	holds(t, deep+"/f", "bottom")
