@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -42,9 +43,6 @@ type container struct {
 
 // Start implements proto.AgentService.
 func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.StartResponse, error) {
-	if err := diskFailed(); err != nil {
-		return nil, err
-	}
 	c, err := s.reserve(ctx, req.Id)
 	if err != nil {
 		return nil, err
@@ -66,16 +64,20 @@ func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.St
 	return &proto.StartResponse{Pid: int32(pid)}, nil
 }
 
-// diskFailed says whether the data disk has become read-only: the file system
-// does that when the disk fails it (boot.dataOptions), as it does when the
-// host's is full. Only a check, before the next mount, makes it whole again.
+// diskFailed says whether the data disk takes nothing any more: the file system
+// sees to that when the disk fails its journal, as it does when the host's is
+// full, and only a check before the next mount makes it whole again. The mount's
+// flags don't tell (ext4, since Linux 6.12), so it is tried.
 func diskFailed() error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(boot.DataDir, &st); err != nil {
-		return failed("data disk", err)
+	err := os.MkdirAll(trashDir, 0o700)
+	if err == nil {
+		var dir string
+		if dir, err = os.MkdirTemp(trashDir, ""); err == nil {
+			return os.Remove(dir)
+		}
 	}
-	if st.Flags&unix.ST_RDONLY != 0 {
-		return errorf(codes.DataLoss, "the data disk can't be written to since an error of the host's disk, which may be full")
+	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EIO) {
+		return errorf(codes.DataLoss, "the data disk takes no more writes since an error of the host's disk, which may be full")
 	}
 	return nil
 }

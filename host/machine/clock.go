@@ -50,7 +50,7 @@ func (m *Machine) keepClock(g *Guest) {
 		now := time.Now()
 		if jumped(last, now) || now.Sub(called) >= m.clockPeriod {
 			if err := m.setClock(ctx, g); err != nil {
-				if ctx.Err() == nil && !g.ending() {
+				if m.Running() == g { // not on its way to power-off
 					m.cfg.Log.Warn("the guest's clock is not kept right", "error", err)
 				}
 				return

@@ -2,8 +2,11 @@ package e2e_test
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,7 +22,10 @@ type guestClock struct {
 
 func (h *home) guestClock(t *testing.T) *guestClock {
 	t.Helper()
-	cmd := h.command(t, "sampan", "run", "-i", "--rm", "busybox", "sh", "-c", "while read x; do busybox adjtimex; done")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, filepath.Join(files.bin, "sampan"), "run", "-i", "--rm", "busybox", "sh", "-c", "while read x; do busybox adjtimex; done")
+	cmd.Env, cmd.WaitDelay = h.environ(), 5*time.Second
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +90,8 @@ func (c *guestClock) right(t *testing.T, when string) {
 // second after it goes on, the clock is right. So it is after somebody has set
 // it wrong, a little later.
 func TestClock(t *testing.T) {
-	sleep := 10 * time.Second
+	onceAsUser(t)
+	sleep := 6 * time.Second // the host asks every 5
 	if nightly() {
 		sleep = time.Minute
 	}
@@ -110,11 +117,9 @@ func TestClock(t *testing.T) {
 	time.Sleep(time.Second)
 	c.right(t, "a second after a stop")
 
-	for _, by := range []time.Duration{-time.Hour, time.Minute} {
-		h.sampan(t, "machine", "shell", "busybox", "date", "-s", fmt.Sprintf("@%d", time.Now().Add(by).Unix()))
-		eventually(t, 15*time.Second, "the clock is corrected", func() bool {
-			low, high := c.ask(t)
-			return low < 100*time.Millisecond && high > -100*time.Millisecond
-		})
-	}
+	h.sampan(t, "machine", "shell", "busybox", "date", "-s", fmt.Sprintf("@%d", time.Now().Add(time.Hour).Unix()))
+	eventually(t, 15*time.Second, "the clock is corrected", func() bool {
+		low, high := c.ask(t)
+		return low < 100*time.Millisecond && high > -100*time.Millisecond
+	})
 }

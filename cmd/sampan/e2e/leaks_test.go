@@ -86,7 +86,7 @@ func leaks(before, after use) []string {
 // on purpose is noticed.
 func TestLeaks(t *testing.T) {
 	onceAsUser(t)
-	warm, churn, rest := 8*time.Second, 15*time.Second, 5*time.Second
+	warm, churn, rest := 5*time.Second, 10*time.Second, 3*time.Second
 	if nightly() {
 		warm, churn, rest = time.Minute, 5*time.Minute, 10*time.Second
 	}
