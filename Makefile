@@ -1,21 +1,28 @@
 # Sampan: `make` explains each target.
 .DEFAULT_GOAL := help
-.PHONY: help deps build guest demo test nightly lint proto bench install clean
+.PHONY: help deps build guest kernel demo test test-arm64 nightly lint proto bench install clean
 
-ARCH    ?= amd64
+# Of this machine, as Go names it.
+HOST    := $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
+# Of the guest; its kernel: stock, which is Debian's, or tuned.
+ARCH    ?= $(HOST)
+KERNEL  ?= stock
 PREFIX  ?= $(or $(if $(filter 0,$(shell id -u)),/usr/local),$(HOME)/.local)
 BUILD   := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.build=$(BUILD)
 
-# Debian packages that building and testing need. qemu-system-x86 is all that
-# running needs.
-RUN_DEPS   := qemu-system-x86 busybox-static
+# Debian packages that building and testing need. QEMU is all that running
+# needs. KERNEL_DEPS are for `make kernel` alone.
+QEMU_amd64 := qemu-system-x86
+QEMU_arm64 := qemu-system-arm
+RUN_DEPS   := $(QEMU_$(HOST)) busybox-static
 BUILD_DEPS := xz-utils debian-archive-keyring ca-certificates
 TEST_DEPS  := docker-registry erofs-utils e2fsprogs strace tmux attr
+KERNEL_DEPS := gcc libc6-dev binutils make flex bison bc perl libelf-dev xz-utils
 DEPS       ?= $(RUN_DEPS) $(BUILD_DEPS) $(TEST_DEPS)
 
 help: ## Explain the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 deps: ## Install the prerequisites through apt; nothing when they are there
 	@missing=; for p in $(DEPS); do \
@@ -32,8 +39,12 @@ deps: ## Install the prerequisites through apt; nothing when they are there
 build: ## Build sampan and sampand into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o bin/ ./cmd/sampan ./cmd/sampand
 
-guest: ## Make the guest bundle: dist/guest-$(ARCH)
-	go run ./kernel/mkguest -arch $(ARCH) -build "$(BUILD)"
+guest: $(if $(filter tuned,$(KERNEL)),kernel) ## Make the guest bundle: dist/guest-$(ARCH); KERNEL=tuned: with our own kernel
+	go run ./kernel/mkguest -arch $(ARCH) -kernel $(KERNEL) -build "$(BUILD)"
+
+kernel: ## Build the tuned kernel from Debian's source; a quarter of an hour, once
+	@$(MAKE) --no-print-directory deps DEPS="$(KERNEL_DEPS) $(BUILD_DEPS)"
+	go run ./kernel/mkkernel -arch $(ARCH)
 
 demo: ## A tour of Sampan: boot, run, publish, share, clean up
 	@$(MAKE) --no-print-directory deps DEPS="$(RUN_DEPS) $(BUILD_DEPS)"
@@ -60,6 +71,11 @@ NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPull
 nightly: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/root-docker) ## The fault and leak tests in full: an hour or two
 	SAMPAN_NIGHTLY=1 SAMPAN_E2E_RUN='$(NIGHTLY)' go test -count=1 -v -timeout 4h \
 	  -run '$(if $(filter 0,$(shell id -u)),^TestAsOrdinaryUser$$,$(NIGHTLY))' ./cmd/sampan/e2e
+
+test-arm64: ## The drivers' conformance suite with an arm64 guest, emulated here
+	@$(MAKE) --no-print-directory deps DEPS="$(BUILD_DEPS) $(QEMU_arm64)"
+	@$(MAKE) --no-print-directory guest ARCH=arm64
+	SAMPAN_GUEST=$(CURDIR)/dist/guest-arm64 go test -count=1 -timeout 20m -run '^TestConformance$$' -v ./vm/qemu
 
 lint: ## gofmt, vet, import rules, and the macOS code type-checked
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"

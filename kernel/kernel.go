@@ -2,9 +2,10 @@
 //
 // A bundle is one directory with three files:
 //
-//	vmlinuz        the kernel, as the package ships it
+//	vmlinuz        the kernel: as Debian's package ships it, or, tuned for
+//	               amd64, an ELF image that QEMU loads by its PVH entry
 //	initrd         an uncompressed newc archive: the agent as /init, its tools
-//	               and the kernel modules it loads
+//	               and the kernel modules it loads, if the kernel has any
 //	manifest.json  what they are, their sizes and digests (Manifest)
 //
 // The package finds, opens and verifies bundles; kernel/bundle makes them.
@@ -36,6 +37,12 @@ const (
 	ManifestFile = "manifest.json"
 )
 
+// Flavours of the kernel.
+const (
+	Stock = "stock" // Debian's own, with modules
+	Tuned = "tuned" // Debian's source built with kernel/config-ARCH, without
+)
+
 // ModuleList is the file in the initramfs that names the modules to load: one
 // absolute path a line, in dependency order. The first group, up to an empty
 // line, is needed to boot; the second by the first container's network and
@@ -49,6 +56,8 @@ type Manifest struct {
 	Arch string `json:"arch"`
 	// Kernel is the version as `uname -r` tells it.
 	Kernel string `json:"kernel"`
+	// Flavour is Stock or Tuned.
+	Flavour string `json:"flavour"`
 	// Agent is the build of the agent: the first 12 hex digits of its sha256.
 	Agent string `json:"agent"`
 	// Files by name, each in the bundle's directory.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -49,7 +50,7 @@ func newBench(ctx context.Context, bin string) (_ *bench, err error) {
 	os.Setenv("SAMPAN_HOME", b.home)
 	guest := os.Getenv("SAMPAN_GUEST")
 	if guest == "" {
-		guest = filepath.Join(filepath.Dir(bin), "dist", "guest-amd64")
+		guest = filepath.Join(filepath.Dir(bin), "dist", "guest-"+runtime.GOARCH)
 	}
 	if b.bundle, err = kernel.Open(guest); err != nil {
 		return nil, err

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 
 	"sampan/kernel"
@@ -30,6 +32,9 @@ func (g *guest) files() (kernelFile, initrd string, err error) {
 	b, err := kernel.Open(dir)
 	if err != nil {
 		return "", "", err
+	}
+	if b.Manifest.Arch != runtime.GOARCH {
+		return "", "", fmt.Errorf("the guest bundle in %s is for %s, this machine is %s: run `make guest`", dir, b.Manifest.Arch, runtime.GOARCH)
 	}
 	if err := b.Hold(); err != nil {
 		return "", "", err

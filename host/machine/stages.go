@@ -21,7 +21,6 @@ type Stage struct {
 //	bundle      the files are verified, the data disk is there
 //	process     the hypervisor runs             (vm.Config.Stage)
 //	devices     it is connected to our devices  (vm.Config.Stage)
-//	clock       the kernel's clock begins: firmware and decompression are over
 //	kernel      the console's first byte        (vm.Config.Stage)
 //	init …      what the agent tells (guest/boot), init being its first action
 //	agent       its call has arrived
@@ -53,8 +52,10 @@ var stageName = regexp.MustCompile(`^[a-z]{1,16}$`)
 
 // addGuest puts the guest's stages among the host's. Theirs are in the kernel's
 // uptime; both clocks are known at one moment, that of the agent's call, which
-// the guest calls proto.StageConnected and the host "agent". What can't be true
-// is left out: a guest is not believed without need.
+// the guest calls proto.StageConnected and the host "agent". Only its distance
+// from the others counts: early in the boot, before it has found a clock source,
+// the kernel loses ticks under emulation, and so its uptime is short. What can't
+// be true is left out: a guest is not believed without need.
 func (s *stages) addGuest(guest []*proto.BootStage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -67,7 +68,6 @@ func (s *stages) addGuest(guest []*proto.BootStage) {
 	if uptime < 0 || uptime > call {
 		return
 	}
-	s.list = append(s.list, Stage{"clock", call - uptime})
 	for i, st := range guest {
 		at := call - uptime + time.Duration(st.UptimeNano)
 		if i == connected || st.UptimeNano < 0 || at > call || !stageName.MatchString(st.Name) {

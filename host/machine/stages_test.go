@@ -27,16 +27,16 @@ func TestStages(t *testing.T) {
 		want  string
 	}{
 		{"aligned", []*proto.BootStage{at("init", 500), at("disk", 700), at("connected", 800)},
-			"bundle 10 process 50 clock 200 kernel 300 init 700 disk 900 agent 1000"},
+			"bundle 10 process 50 kernel 300 init 700 disk 900 agent 1000"},
 		{"none", nil, plain},
 		{"no meeting", []*proto.BootStage{at("init", 500)}, plain},
 		{"before the boot", []*proto.BootStage{at("init", 500), at("connected", 1001)}, plain},
 		{"after the call", []*proto.BootStage{at("init", 801), at("connected", 800)},
-			"bundle 10 process 50 clock 200 kernel 300 agent 1000"},
+			"bundle 10 process 50 kernel 300 agent 1000"},
 		{"negative", []*proto.BootStage{at("init", -1), at("connected", 800)},
-			"bundle 10 process 50 clock 200 kernel 300 agent 1000"},
+			"bundle 10 process 50 kernel 300 agent 1000"},
 		{"no names", []*proto.BootStage{at("", 1), at("\x1b[2J", 1), at(strings.Repeat("x", 17), 1), at("connected", 800)},
-			"bundle 10 process 50 clock 200 kernel 300 agent 1000"},
+			"bundle 10 process 50 kernel 300 agent 1000"},
 		{"too many", append(many, at("connected", 800)), plain},
 	} {
 		s := &stages{list: append([]Stage(nil), host...)}

@@ -1,7 +1,6 @@
 package bundle
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -14,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 
 	"sampan/kernel"
 )
@@ -25,26 +23,15 @@ var triplets = map[string]string{
 	"arm64": "aarch64-linux-gnu",
 }
 
-// requiredConfig is what the guest needs of the kernel's configuration. It
-// is checked when the bundle is made, not when a container fails.
-var requiredConfig = strings.Fields(`
-	EROFS_FS EROFS_FS_XATTR EROFS_FS_BACKED_BY_FILE OVERLAY_FS
-	FUSE_FS VIRTIO_FS EXT4_FS EXT4_FS_POSIX_ACL TMPFS TMPFS_XATTR TMPFS_POSIX_ACL
-	DEVTMPFS UNIX98_PTYS POSIX_MQUEUE
-	VSOCKETS VIRTIO_VSOCKETS VIRTIO_PCI VIRTIO_BLK VIRTIO_NET VIRTIO_CONSOLE
-	VIRTIO_BALLOON PAGE_REPORTING HW_RANDOM_VIRTIO
-	NAMESPACES UTS_NS IPC_NS PID_NS NET_NS USER_NS
-	CGROUPS MEMCG BLK_CGROUP CPUSETS CFS_BANDWIDTH CGROUP_PIDS CGROUP_FREEZER CGROUP_BPF BPF_SYSCALL
-	SECCOMP SECCOMP_FILTER KEYS
-	UNIX PACKET INET IPV6 BRIDGE VETH TUN
-	NF_TABLES NF_TABLES_INET NF_NAT NFT_CT NFT_MASQ`)
-
 // Options of a build.
 type Options struct {
 	// Arch as Go names it: amd64 or arm64. Required.
 	Arch string
 	// Root of the source tree. Required unless Agent and Stage2 are set.
 	Root string
+	// Kernel is kernel.Stock (the default) or kernel.Tuned, which has to be
+	// built before (Kernel).
+	Kernel string // optional
 	// Out is the directory in which guest-ARCH appears. Required.
 	Out string
 	// Cache keeps packages between builds. Required.
@@ -106,32 +93,61 @@ func build(ctx context.Context, o Options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	config, err := readConfig(filepath.Join(root, "boot", "config-"+set.Kernel))
-	if err != nil {
-		return "", err
-	}
-	vmlinuz, err := os.ReadFile(filepath.Join(root, "boot", "vmlinuz-"+set.Kernel))
-	if err != nil {
-		return "", err
-	}
 	t := skeleton()
 	t.file("init", 0o755, agent)
 	t.file("sbin/sampan-stage2", 0o755, stage2)
 	if err := addTools(t, root, triplet); err != nil {
 		return "", err
 	}
-	if err := addModules(ctx, t, root, set.Kernel); err != nil {
+	m := kernel.Manifest{
+		Schema: kernel.Schema, Arch: o.Arch, Agent: digest(agent)[:12], Packages: maps.Clone(set.Versions),
+	}
+	var image []byte
+	switch o.Kernel {
+	case "", kernel.Stock:
+		image, err = addStock(ctx, t, &m, set, root)
+	case kernel.Tuned:
+		image, err = o.addTuned(t, &m, set)
+	default:
+		err = fmt.Errorf("kernel %q: want %s or %s", o.Kernel, kernel.Stock, kernel.Tuned)
+	}
+	if err != nil {
 		return "", err
 	}
 	var initrd bytes.Buffer
 	if err := t.writeCPIO(&initrd); err != nil {
 		return "", err
 	}
-	m := kernel.Manifest{
-		Schema: kernel.Schema, Arch: o.Arch, Kernel: set.Kernel, Agent: digest(agent)[:12],
-		Config: config, Packages: set.Versions,
+	return publish(o, m, map[string][]byte{kernel.KernelFile: image, kernel.InitrdFile: initrd.Bytes()})
+}
+
+// addStock takes Debian's kernel from the unpacked packages in root, and puts
+// its modules into t.
+func addStock(ctx context.Context, t tree, m *kernel.Manifest, set packageSet, root string) (image []byte, err error) {
+	m.Kernel, m.Flavour = set.Kernel, kernel.Stock
+	if m.Config, err = readConfig(filepath.Join(root, "boot", "config-"+set.Kernel)); err != nil {
+		return nil, err
 	}
-	return publish(o, m, map[string][]byte{kernel.KernelFile: vmlinuz, kernel.InitrdFile: initrd.Bytes()})
+	if err := addModules(ctx, t, root, set.Kernel); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(filepath.Join(root, "boot", "vmlinuz-"+set.Kernel))
+}
+
+// addTuned takes our own kernel from the cache. It has no modules.
+func (o Options) addTuned(t tree, m *kernel.Manifest, set packageSet) (image []byte, err error) {
+	k, err := o.findKernel()
+	if err != nil {
+		return nil, err
+	}
+	m.Kernel, m.Flavour = k.Release, kernel.Tuned
+	delete(m.Packages, "linux-image-"+set.Kernel)
+	m.Packages[sourcePackage] = k.Version
+	if m.Config, err = readConfig(k.config()); err != nil {
+		return nil, err
+	}
+	t.file(kernel.ModuleList, 0o644, nil)
+	return os.ReadFile(k.image())
 }
 
 // program returns one of the guest's own programs: ready, or built from pkg.
@@ -201,36 +217,18 @@ func addModules(ctx context.Context, t tree, root, version string) error {
 	return nil
 }
 
-// readConfig returns the required options of a kernel configuration, or an
-// error that names those that are off.
+// readConfig returns the required options of a kernel's configuration.
 func readConfig(path string) (map[string]string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	on := map[string]string{}
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		if key, value, ok := strings.Cut(sc.Text(), "="); ok && (value == "y" || value == "m") {
-			on[strings.TrimPrefix(key, "CONFIG_")] = value
-		}
-	}
-	if err := sc.Err(); err != nil {
+	values, err := kernel.ReadConfig(f)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	required := map[string]string{}
-	var off []string
-	for _, name := range requiredConfig {
-		if on[name] == "" {
-			off = append(off, name)
-		}
-		required[name] = on[name]
-	}
-	if len(off) > 0 {
-		return nil, fmt.Errorf("%s: required options are off: %s", filepath.Base(path), strings.Join(off, " "))
-	}
-	return required, nil
+	return values, nil
 }
 
 // publish writes the files and the manifest, and puts the directory in place.

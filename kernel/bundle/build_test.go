@@ -43,7 +43,7 @@ func fakeCache(t *testing.T) Options {
 	put("usr/sbin/e2fsck", tool)
 	put("etc/mke2fs.conf", []byte("[defaults]\n"))
 	put("boot/vmlinuz-6.12.1-cloud", []byte("kernel"))
-	put("boot/config-6.12.1-cloud", []byte("CONFIG_"+strings.Join(requiredConfig, "=y\nCONFIG_")+"=y\n"))
+	put("boot/config-6.12.1-cloud", goodConfig(t))
 	put("usr/lib/modules/6.12.1-cloud/kernel/net/vsock.ko", fakeModule("depends=\x00"))
 	var builtin []byte
 	for _, m := range append(bootModules, lateModules...) {
@@ -95,7 +95,7 @@ func TestBuildFromCache(t *testing.T) {
 	if err := b.Verify(); err != nil {
 		t.Error(err)
 	}
-	if b.Manifest.Kernel != "6.12.1-cloud" || b.Manifest.Packages["libc6"] != "1" || b.Manifest.Config["EROFS_FS_BACKED_BY_FILE"] != "y" {
+	if b.Manifest.Kernel != "6.12.1-cloud" || b.Manifest.Flavour != kernel.Stock || b.Manifest.Packages["libc6"] != "1" || b.Manifest.Config["EROFS_FS_BACKED_BY_FILE"] != "y" {
 		t.Errorf("%+v", b.Manifest)
 	}
 	initrd, err := os.ReadFile(b.Initrd)

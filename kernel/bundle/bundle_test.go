@@ -211,25 +211,6 @@ func TestModules(t *testing.T) {
 	}
 }
 
-func TestReadConfig(t *testing.T) {
-	all := "CONFIG_" + strings.Join(requiredConfig, "=y\nCONFIG_") + "=y\n"
-	path := filepath.Join(t.TempDir(), "config")
-	check := func(text string) (map[string]string, error) {
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return readConfig(path)
-	}
-	got, err := check(strings.Replace(all, "CONFIG_TUN=y", "CONFIG_TUN=m", 1))
-	if err != nil || got["TUN"] != "m" || got["EROFS_FS"] != "y" {
-		t.Errorf("%v, %v", got, err)
-	}
-	_, err = check(strings.Replace(all, "CONFIG_VIRTIO_FS=y", "# CONFIG_VIRTIO_FS is not set", 1))
-	if err == nil || !strings.HasSuffix(err.Error(), "are off: VIRTIO_FS") {
-		t.Errorf("an option is off: error %v", err)
-	}
-}
-
 func TestExchange(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "guest")

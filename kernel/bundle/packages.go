@@ -35,35 +35,40 @@ var kernelDep = regexp.MustCompile(`^linux-image-(6\.12\.[^ ,]+-cloud-(amd64|arm
 func fetch(ctx context.Context, o Options) (packageSet, string, error) {
 	var set packageSet
 	dir := filepath.Join(o.Cache, "guest", o.Arch)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return set, "", err
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	unlock, err := lockDir(dir)
 	if err != nil {
 		return set, "", err
 	}
-	defer lock.Close() // which gives the lock back
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return set, "", fmt.Errorf("lock %s: %w", lock.Name(), err)
-	}
+	defer unlock()
 	record := filepath.Join(dir, "packages.json")
-	if text, err := os.ReadFile(record); err == nil && !o.Refresh {
-		if err := json.Unmarshal(text, &set); err == nil && set.complete() {
-			tree := filepath.Join(dir, set.treeName())
-			if _, err := os.Stat(tree); err == nil {
-				return set, tree, nil
-			}
+	if err := readJSON(record, &set); err == nil && set.complete() && !o.Refresh {
+		tree := filepath.Join(dir, set.treeName())
+		if _, err := os.Stat(tree); err == nil {
+			return set, tree, nil
 		}
 	}
 	set, tree, err := download(ctx, o, dir)
 	if err != nil {
 		return set, "", err
 	}
-	text, err := json.MarshalIndent(set, "", "\t")
-	if err != nil {
-		return set, "", err
+	return set, tree, writeJSON(record, set)
+}
+
+// lockDir makes a directory of the cache and waits for its lock, which unlock
+// gives back, as does the end of the process.
+func lockDir(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
 	}
-	return set, tree, os.WriteFile(record, text, 0o644)
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	return func() { lock.Close() }, nil
 }
 
 func (s packageSet) complete() bool {

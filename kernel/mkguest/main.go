@@ -36,6 +36,7 @@ func run() error {
 	o := bundle.Options{Log: os.Stderr}
 	flag.StringVar(&o.Arch, "arch", runtime.GOARCH, "architecture of the guest: amd64 or arm64")
 	flag.StringVar(&o.Root, "root", ".", "the source tree")
+	flag.StringVar(&o.Kernel, "kernel", kernel.Stock, "its kernel: stock, which is Debian's, or tuned (see mkkernel)")
 	flag.StringVar(&o.Out, "out", "dist", "where guest-ARCH is put")
 	flag.StringVar(&o.Cache, "cache", filepath.Join(cache, "sampan"), "where packages are kept between builds")
 	flag.StringVar(&o.Agent, "agent", "", "a program to be /init in place of the agent")
@@ -60,7 +61,7 @@ func run() error {
 	if err := b.Verify(); err != nil {
 		return err
 	}
-	fmt.Printf("%s: Linux %s, agent %s, initramfs of %.1f MB, in %s\n", dir, b.Manifest.Kernel, b.Manifest.Agent,
+	fmt.Printf("%s: Linux %s (%s), agent %s, initramfs of %.1f MB, in %s\n", dir, b.Manifest.Kernel, b.Manifest.Flavour, b.Manifest.Agent,
 		float64(b.Manifest.Files[kernel.InitrdFile].Size)/1e6, time.Since(start).Round(time.Millisecond))
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -76,7 +77,7 @@ func prepare() (string, error) {
 	}
 	guest := os.Getenv("SAMPAN_GUEST")
 	if guest == "" {
-		guest = filepath.Join(root, "dist", "guest-amd64")
+		guest = filepath.Join(root, "dist", "guest-"+runtime.GOARCH)
 	}
 	if _, err := os.Stat(filepath.Join(guest, "manifest.json")); err != nil {
 		return fail(fmt.Errorf("no guest bundle: run `make guest`: %w", err))
