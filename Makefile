@@ -1,6 +1,6 @@
 # Sampan: `make` explains each target.
 .DEFAULT_GOAL := help
-.PHONY: help deps build guest kernel demo test test-arm64 nightly lint proto bench install clean
+.PHONY: help deps build guest kernel demo test test-arm64 nightly fuzz lint proto bench install clean
 
 # Of this machine, as Go names it.
 HOST    := $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
@@ -76,6 +76,13 @@ test-arm64: ## The drivers' conformance suite with an arm64 guest, emulated here
 	@$(MAKE) --no-print-directory deps DEPS="$(BUILD_DEPS) $(QEMU_arm64)"
 	@$(MAKE) --no-print-directory guest ARCH=arm64
 	SAMPAN_GUEST=$(CURDIR)/dist/guest-arm64 go test -count=1 -timeout 20m -run '^TestConformance$$' -v ./vm/qemu
+
+FUZZTIME ?= 10m
+
+fuzz: ## Run every fuzzer for FUZZTIME (10m): hours
+	@grep -r '^func Fuzz' --include='*_test.go' . | sed 's|/[^/]*:func \(Fuzz[A-Za-z]*\).*| \1|' | sort -u | while read -r dir fuzz; do \
+	  echo "== $$dir $$fuzz"; \
+	  go test -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$dir || exit 1; done
 
 lint: ## gofmt, vet, import rules, and the macOS code type-checked
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
