@@ -130,9 +130,9 @@ func testShareAgrees(t *testing.T, h *home, dir string) {
 	}
 	for i := range sides[1:] {
 		s := &sides[i+1]
-		s.write = func(text string) { h.sampan(t, "exec", s.name, "sh", "-c", "printf %s $0 > /w/common", text) }
+		s.write = func(text string) { h.sampan(t, "exec", s.name, "sh", "-c", `printf %s "$0" > /w/common`, text) }
 		s.replace = func(text string) {
-			h.sampan(t, "exec", s.name, "sh", "-c", "printf %s $0 > /w/new && mv /w/new /w/common", text)
+			h.sampan(t, "exec", s.name, "sh", "-c", `printf %s "$0" > /w/new && mv /w/new /w/common`, text)
 		}
 		s.read = func() string { return h.sampan(t, "exec", s.name, "cat", "/w/common") }
 	}
