@@ -56,6 +56,10 @@
 // guest: one sees the other's changes like the host's, and file locks don't
 // meet.
 //
+// Writes are never kept back in the guest (no write-back cache): its kernel
+// would then take size and times of a file for its own, and what the host wrote
+// meanwhile would be lost.
+//
 // # Limits
 //
 // Each inode that the guest works with has a descriptor (O_PATH). Those that it

@@ -65,11 +65,13 @@ func forUsers(t *testing.T, test func(t *testing.T, m mounted)) {
 		t.Skip("mounting FUSE without a helper needs root; the VM's tests cover other users")
 	}
 	for name, uid := range map[string]int{"root": 0, "user": hostUser} {
-		t.Run(name, func(t *testing.T) { test(t, mountAs(t, uid)) })
+		t.Run(name, func(t *testing.T) { test(t, mountAs(t, uid, "")) })
 	}
 }
 
-func mountAs(t *testing.T, uid int) mounted {
+// mountAs serves as a user; the folder is on a file system of its own if one is
+// named.
+func mountAs(t *testing.T, uid int, fsType string) mounted {
 	t.Helper()
 	base, err := os.MkdirTemp("", "share")
 	check(t, err)
@@ -78,6 +80,11 @@ func mountAs(t *testing.T, uid int) mounted {
 	check(t, os.Chmod(base, 0o755))
 	check(t, os.Mkdir(mnt, 0o755))
 	check(t, os.Mkdir(host, 0o755))
+	if fsType != "" {
+		check(t, unix.Mount(fsType, host, fsType, 0, ""))
+		t.Cleanup(func() { unix.Unmount(host, unix.MNT_DETACH) })
+		check(t, os.Chmod(host, 0o755))
+	}
 	check(t, os.Mkdir(filepath.Join(host, "secret"), 0o755))
 	for _, p := range []string{host, filepath.Join(host, "secret")} {
 		check(t, os.Chown(p, uid, uid))
@@ -220,6 +227,30 @@ func TestOwners(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestNoAttributes uses a file system that can't keep user attributes: owner and
+// mode live as long as the guest remembers the inode.
+func TestNoAttributes(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a ramfs needs root")
+	}
+	for _, uid := range []int{0, hostUser} {
+		m := mountAs(t, uid, "ramfs")
+		path, at := filepath.Join(m.rw, "f"), filepath.Join(m.host, "f")
+		as(t, 1000, func() {
+			check(t, os.WriteFile(path, []byte("x"), 0o640))
+			check(t, os.Chmod(path, 0o400))
+		})
+		f, err := os.Open(path) // keeps it in mind
+		check(t, err)
+		want(t, path, 1000, 0o400)
+		want(t, at, uid, 0o600)
+		if err := unix.Setxattr(path, "user.x", nil, 0); err != unix.EOPNOTSUPP {
+			t.Errorf("an attribute of the guest's: %v", err)
+		}
+		f.Close()
+	}
 }
 
 func TestConfinement(t *testing.T) {

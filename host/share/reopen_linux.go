@@ -19,7 +19,15 @@ import (
 type idleLinks struct{ prev, next *node }
 
 // idleList is a ring of nodes, used longest ago first.
-type idleList struct{ root node }
+type idleList struct {
+	root node
+	n    int
+}
+
+// maxIdle is how many nodes keep their descriptor though no request uses them,
+// where the limit on descriptors allows more: each pins an inode of the host's
+// kernel, about 1 KiB.
+const maxIdle = 16 << 10
 
 func (l *idleList) init() { l.root.idle = idleLinks{&l.root, &l.root} }
 
@@ -31,6 +39,7 @@ func (l *idleList) add(n *node) {
 	n.idle = idleLinks{l.root.idle.prev, &l.root}
 	n.idle.prev.idle.next = n
 	n.idle.next.idle.prev = n
+	l.n++
 }
 
 // remove takes n out, if it is in the list.
@@ -41,6 +50,7 @@ func (l *idleList) remove(n *node) {
 	n.idle.prev.idle.next = n.idle.next
 	n.idle.next.idle.prev = n.idle.prev
 	n.idle = idleLinks{}
+	l.n--
 }
 
 // first is the node used longest ago; nil when the list is empty.

@@ -224,6 +224,9 @@ func (t *table) settle(n *node) {
 	}
 	if n != nil && n.refs == 0 && n.fd >= 0 && n.parent != nil && n.identity != "" && !n.gone {
 		t.idle.add(n)
+		if t.idle.n > maxIdle {
+			t.shut(t.idle.first())
+		}
 	}
 }
 

@@ -16,9 +16,6 @@ import (
 	"time"
 )
 
-// replacementsEnv is how many executables TestShare replaces; nightly: 1000.
-const replacementsEnv = "SAMPAN_E2E_REPLACEMENTS"
-
 // makePosix builds the suite for shared folders as a program for a container.
 func makePosix(root, bin string) error {
 	cmd := exec.Command("go", "test", "-c", "-trimpath", "-o", filepath.Join(bin, "posix.test"), "./host/share/posixtest")
@@ -174,11 +171,8 @@ func testShareAgrees(t *testing.T, h *home, dir string) {
 // about translated code.
 func testShareReplace(t *testing.T, h *home, dir string) {
 	runs := 100
-	if v := os.Getenv(replacementsEnv); v != "" {
-		var err error
-		if runs, err = strconv.Atoi(v); err != nil {
-			t.Fatal(err)
-		}
+	if nightly() {
+		runs = 1000
 	}
 	// Ends by the end of its input.
 	cmd := h.command(t, "sampan", "exec", "-i", "one", "sh", "-c", "while read x; do /w/program || echo failed; done")
