@@ -23,10 +23,11 @@ func main() {
 	bin := flag.String("bin", "bin", "folder with sampan and sampand")
 	out := flag.String("out", "", "file to write; default: standard output")
 	runs := flag.Int("n", 5, "runs of each measurement, after one that does not count")
-	only := flag.String("run", "", "measure only rows whose name contains this")
+	files := flag.Int("files", 10_000, "files that the shares' comparison unpacks")
+	only := flag.String("run", "", "measure only rows whose name, or a section whose heading, contains this")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *bin, *out, *runs, *only)
+	err := run(ctx, *bin, *out, *runs, *files, *only)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -44,7 +45,7 @@ type row struct {
 	ours, theirs func(context.Context) (float64, error)
 }
 
-func run(ctx context.Context, bin, out string, runs int, only string) (err error) {
+func run(ctx context.Context, bin, out string, runs, files int, only string) (err error) {
 	bin, err = filepath.Abs(bin)
 	if err != nil {
 		return err
@@ -65,6 +66,14 @@ func run(ctx context.Context, bin, out string, runs int, only string) (err error
 		}
 		fmt.Fprintln(os.Stderr, line)
 		fmt.Fprintln(&table, line)
+	}
+	if w := (shareWork{runs: runs, files: files, mib: bigSize >> 20}); strings.Contains(shareHeader, only) {
+		lines, err := b.shareTable(ctx, w)
+		if err != nil {
+			return err
+		}
+		fmt.Fprint(os.Stderr, lines)
+		table.WriteString(lines)
 	}
 	text := fmt.Sprintf(header, runs, runtime.NumCPU(), b.describe(), time.Now().UTC().Format("2006-01-02")) + table.String()
 	if out == "" {

@@ -67,7 +67,7 @@ func (d *Driver) launch(cfg vm.Config, path string, b board, pick choice) (*mach
 		w.closeOurs()
 		return nil, nil, err
 	}
-	proc, err := startProcess(path, argv(cfg, b, pick.accelerator, w.wires), w.files)
+	proc, err := startProcess(path, append(argv(cfg, b, pick.accelerator, w.wires), d.Extra...), w.files)
 	w.closeTheirs(cfg)
 	if err != nil {
 		vsock.Close()

@@ -27,6 +27,9 @@ type Driver struct {
 	Accel string // optional
 	// Log is for what people may want to know. Optional.
 	Log *slog.Logger
+	// Extra are arguments for QEMU behind all others: a benchmark's other
+	// devices. Optional.
+	Extra []string
 
 	// How long the stages may take; zero for the defaults. For tests.
 	processLimit, kernelLimit time.Duration
