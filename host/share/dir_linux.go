@@ -115,8 +115,10 @@ func (f *fileSystem) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.D
 			if !f.entry(n, &st, in.Caller, entry).Ok() {
 				*entry = fuse.EntryOut{} // the guest looks it up itself
 			}
-			// What was just listed is most likely asked for now.
-			entry.SetEntryTimeout(entry.AttrTimeout())
+			if !n.isDir() && !n.vol.frozen {
+				entry.SetEntryTimeout(listTimeout)
+				entry.SetAttrTimeout(listTimeout)
+			}
 			f.put(n)
 		}
 		return true

@@ -47,8 +47,8 @@
 //
 // Changes on the host are seen at the next open or stat: names of files are
 // not cached, and neither is their absence, but for a quarter of a second what
-// the guest has made itself. Directories are cached for a second, attributes of
-// open files and of files just listed for a tenth of one. Pages stay cached
+// the guest has just made or listed. Directories are cached for a second,
+// attributes of open files for a tenth of one. Pages stay cached
 // between opens only of a file that has not changed for a while (see
 // signature) and that the guest keeps in use: Linux drops an inode, pages and
 // all, when the last user of a name that isn't cached goes. The same host path
@@ -69,7 +69,7 @@
 // Errors that a network file system tells only at close are told by fsync, not
 // by close.
 //
-// A request that hangs in a host's file system holds up its own caller, and at
-// most fifteen others of its ring; the guest's next boot begins with a table of
-// its own.
+// A request that hangs in a host's file system holds up its caller, and one of
+// its ring's workers (see vm/vhostuser); the guest's next boot begins with a
+// table of its own.
 package share

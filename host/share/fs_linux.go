@@ -52,6 +52,9 @@ const (
 	// has made just now without asking: who unpacks an archive names each file
 	// five times in a row (chown, chmod, utimes …).
 	ownTimeout = 250 * time.Millisecond
+	// listTimeout is for how long it may use the names and attributes of a
+	// list: what lists a folder most likely asks for its files next.
+	listTimeout = 250 * time.Millisecond
 	// frozenTimeout is for what doesn't change.
 	frozenTimeout = time.Hour
 )

@@ -39,7 +39,7 @@ func serveChild(dir string) {
 	}
 	server, err := fuse.NewServer(tree.server.fs(), "/dev/fd/3", &fuse.MountOptions{
 		MaxWrite:          maxData,
-		ExtraCapabilities: fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2,
+		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2,
 	})
 	if err != nil {
 		fmt.Println(err)

@@ -74,10 +74,11 @@ func protocol(fs *fileSystem, log *slog.Logger) *fuse.ProtocolServer {
 			log.Error("panic in a file request", "panic", p, "stack", string(debug.Stack()))
 			return fuse.EIO
 		},
-		// READDIRPLUS where lookups follow; no SETATTR before an open that
-		// truncates; and without KILLPRIV_V2 each write asks for
-		// security.capability first.
-		ExtraCapabilities: fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2,
+		// No SETATTR before an open that truncates; and without KILLPRIV_V2
+		// each write asks for security.capability first. READDIRPLUS always:
+		// with the kernel's own choice (AUTO) only the first page of a folder
+		// comes with attributes, since programs list all before they stat.
+		ExtraCapabilities: fuse.CAP_ASYNC_DIO | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2,
 		// Each file is opened here: read-only is checked then, and open files
 		// outlive their names.
 		DisabledCapabilities: fuse.CAP_NO_OPEN_SUPPORT | fuse.CAP_PASSTHROUGH,

@@ -3,13 +3,15 @@ package vhostuser
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"sampan/vm"
 )
 
-// fsWorkers is how many requests of one ring are worked on at once. More wait
-// in the ring: a host's file system that hangs costs this many threads.
-const fsWorkers = 16
+// fsWorkers is how many requests of one ring are worked on at once, at most. More
+// wait in the ring: a host's file system that hangs costs this many threads, and
+// then the ring.
+const fsWorkers = 128
 
 // FS is the virtio-fs device (virtio 1.2, 5.11): it carries FUSE requests, as
 // the guest's kernel puts them into the rings, to a server. Ring 0 is for
@@ -40,14 +42,20 @@ func (d *FS) Config() []byte { return nil }
 // taken from it.
 //
 // The workers take turns at waiting for a request: the one that gets it works
-// on it at once, with no hand-over, while the next waits.
+// on it at once, with no hand-over, while the next waits. When nobody is left to
+// wait there is one more of them.
 func (d *FS) Serve(q *Queue) error {
 	var (
-		turn   sync.Mutex
-		failed error // by turn
-		all    sync.WaitGroup
+		turn    sync.Mutex
+		failed  error // by turn
+		waiting atomic.Int64
+		workers atomic.Int64
+		all     sync.WaitGroup
+		work    func()
 	)
 	pop := func() *Chain {
+		waiting.Add(1)
+		defer waiting.Add(-1)
 		turn.Lock()
 		defer turn.Unlock()
 		if failed != nil {
@@ -57,15 +65,22 @@ func (d *FS) Serve(q *Queue) error {
 		c, failed = q.Pop()
 		return c
 	}
-	for range fsWorkers {
-		all.Go(func() {
-			for c := pop(); c != nil; c = pop() {
-				// A request that can't be answered is given back empty.
-				n, _ := d.server.HandleRequest(c.Readable, c.Writable)
-				q.Push(c, n)
-			}
-		})
+	hire := func() {
+		if workers.Add(1) <= fsWorkers {
+			all.Go(work)
+		}
 	}
+	work = func() {
+		for c := pop(); c != nil; c = pop() {
+			if waiting.Load() == 0 {
+				hire()
+			}
+			// A request that can't be answered is given back empty.
+			n, _ := d.server.HandleRequest(c.Readable, c.Writable)
+			q.Push(c, n)
+		}
+	}
+	hire()
 	all.Wait()
 	if errors.Is(failed, ErrStopped) {
 		return nil
