@@ -26,8 +26,9 @@ type bench struct {
 	dir, home, sampan string
 	share             string // on the host
 	bundle            *kernel.Bundle
-	how               string // the machine, in its own words
-	port              int    // of the server container
+	how               string     // the machine, in its own words
+	port              int        // of the server container
+	bare              vm.Machine // without the product; nil until it is needed
 }
 
 const (
@@ -142,7 +143,13 @@ func (b *bench) stopDaemon() error {
 	return nil
 }
 
-func (b *bench) close() error { return errors.Join(b.stopDaemon(), os.RemoveAll(b.dir)) }
+func (b *bench) close() error {
+	var err error
+	if b.bare != nil {
+		err = b.bare.Stop(context.Background())
+	}
+	return errors.Join(err, b.stopDaemon(), os.RemoveAll(b.dir))
+}
 
 // bareBoot boots the same kernel with an init that turns the machine off.
 func (b *bench) bareBoot(ctx context.Context) (float64, error) {

@@ -40,7 +40,7 @@ type row struct {
 	name  string
 	limit string // what it is compared with
 	bound string // what bounds it, and what would move it
-	// unit is "ms", or "MiB/s" for rates, where more is better.
+	// unit is "ms", or "MiB/s" or "1/s" for rates, where more is better.
 	unit         string
 	ours, theirs func(context.Context) (float64, error)
 }

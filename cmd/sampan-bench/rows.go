@@ -24,7 +24,7 @@ func (b *bench) rows() []row {
 	go site.Serve(ln) // ends with the process
 	here := "http://" + ln.Addr().String()
 	there := fmt.Sprintf("http://127.0.0.1:%d", b.port)
-	return []row{
+	return append(b.vsockRows(), []row{
 		{"warm: `run --rm busybox true`", "fork and exec in the guest", "namespaces, cgroup, overlay and three process images under emulation", "ms",
 			func(ctx context.Context) (float64, error) {
 				return millis(func() error { return b.do(ctx, "run", "--rm", "busybox", "true") })
@@ -50,7 +50,7 @@ func (b *bench) rows() []row {
 				return piped(exec.CommandContext(ctx, zeros[0], zeros[1:]...))
 			}},
 		{"cold: the same with everything stopped", "bare boot of the same kernel, whose init turns it off", "the kernel's own boot", "ms", b.cold, b.bareBoot},
-	}
+	}...)
 }
 
 // zeros writes bigSize bytes.

@@ -9,6 +9,9 @@
 //	echo            sends back what it gets until that ends, then ends
 //	sink            reads to the end, answers "COUNT SHA256\n"
 //	source N SEED   sends N bytes of Random(SEED)
+//	drain           reads to the end, answers "COUNT\n"
+//	zeros N         sends N bytes, of no interest: drain and zeros cost a guest
+//	                no more than the connection does
 //	relay PORT      dials PORT of the host and copies between the two
 //	dial PORT       dials PORT of the host, answers "ok\n" or the error
 //	hold            reads to the end and says nothing
@@ -145,6 +148,18 @@ func (s *server) command(c Conn) {
 		var seed uint64
 		fmt.Sscan(arg, &n, &seed)
 		_, _ = io.Copy(c, io.LimitReader(Random(seed), n))
+	case "drain":
+		n, _ := io.CopyBuffer(discard{}, r, make([]byte, chunk))
+		fmt.Fprintln(c, n)
+	case "zeros":
+		n, _ := strconv.Atoi(arg)
+		zeros := make([]byte, chunk)
+		for ; n > 0; n -= len(zeros) {
+			zeros = zeros[:min(n, chunk)]
+			if _, err := c.Write(zeros); err != nil {
+				return
+			}
+		}
 	case "hold":
 		_, _ = io.Copy(io.Discard, r)
 	case "relay", "dial":
@@ -160,6 +175,14 @@ func (s *server) command(c Conn) {
 		fmt.Fprintf(c, "unknown command %q\n", verb)
 	}
 }
+
+// chunk is what drain reads, and zeros writes, at once.
+const chunk = 256 << 10
+
+// discard is io.Discard without its own, small, buffers.
+type discard struct{}
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 func (s *server) dial(verb string, port uint32, c Conn, r io.Reader) {
 	d, err := s.env.Dial(port)

@@ -47,11 +47,36 @@ func run() error {
 		return err
 	}
 	return guest.Serve(context.Background(), guest.Env{
-		Listen: func(port uint32) (net.Listener, error) {
-			return vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
-		},
-		Dial: func(port uint32) (net.Conn, error) { return vsock.Dial(vsock.Host, port, nil) },
+		Listen: listen,
+		Dial:   func(port uint32) (net.Conn, error) { return vsock.Dial(vsock.Host, port, nil) },
 	})
+}
+
+// buffer of each connection, as the agent has it: with the kernel's 256 KiB a
+// bulk transfer waits for credit.
+const buffer = 1 << 20
+
+// listen is vsock.ListenContextID with larger buffers, which accepted
+// connections inherit (vm_sockets(7)); the maximum has to be raised first.
+func listen(port uint32) (net.Listener, error) {
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	f := os.NewFile(uintptr(fd), "vsock")
+	defer f.Close() // FileListener duplicates it
+	for _, opt := range []int{unix.SO_VM_SOCKETS_BUFFER_MAX_SIZE, unix.SO_VM_SOCKETS_BUFFER_SIZE} {
+		if err := unix.SetsockoptUint64(fd, unix.AF_VSOCK, opt, buffer); err != nil {
+			return nil, os.NewSyscallError("setsockopt", err)
+		}
+	}
+	if err := unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: port}); err != nil {
+		return nil, os.NewSyscallError("bind", err)
+	}
+	if err := unix.Listen(fd, unix.SOMAXCONN); err != nil {
+		return nil, os.NewSyscallError("listen", err)
+	}
+	return vsock.FileListener(f)
 }
 
 // loadModules loads the first group of the list, which is what a boot needs.
