@@ -70,7 +70,8 @@ func (r *Runtime) createFirst(ctx context.Context, cg *cgroup, cfg Config, plan 
 			return nil, fmt.Errorf("set up network: %w", err)
 		}
 	}
-	if err := s.send("network"); err == nil || ctx.Err() != nil {
+	err = s.send("network")
+	if err == nil || ctx.Err() != nil {
 		err = p.ready()
 	} else if reason := p.ready(); reason != nil {
 		err = reason // why it wasn't there to hear

@@ -157,6 +157,11 @@ func (s *stage) receive() (stage2.Message, int, error) {
 	var m stage2.Message
 	buf, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
 	n, oobn, _, _, err := s.conn.ReadMsgUnix(buf, oob)
+	if errors.Is(err, unix.ECONNRESET) {
+		// Stage 2 has ended without reading all of ours. The kernel tells that
+		// before it hands out what stage 2 had said.
+		n, oobn, _, _, err = s.conn.ReadMsgUnix(buf, oob)
+	}
 	if err != nil || n == 0 {
 		if err == nil || errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
 			err = io.EOF

@@ -59,11 +59,11 @@ func (m Mount) attach(source int) error {
 	}
 	target, err := makeTarget(m.Dest, isDir)
 	if err != nil {
-		return err
+		return m.wrongKind(err)
 	}
 	defer unix.Close(target)
 	if err := unix.MoveMount(fd, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
-		return err
+		return m.wrongKind(err)
 	}
 	if err := setAttr(fd, m.RecSet, m.RecClear, 0, unix.AT_RECURSIVE); err != nil {
 		return err
@@ -73,6 +73,15 @@ func (m Mount) attach(source int) error {
 		tree = unix.AT_RECURSIVE
 	}
 	return setAttr(fd, 0, 0, m.Propagation, tree)
+}
+
+// wrongKind adds runc's hint to what the kernel says about a file mounted on a
+// directory, or the other way round.
+func (m Mount) wrongKind(err error) error {
+	if m.Type == "" && (errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EINVAL)) {
+		return fmt.Errorf("%w: Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type", err)
+	}
+	return err
 }
 
 // setAttr changes the attributes of the mount at fd.
