@@ -10,22 +10,39 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// each calls do for every name, prints the names for which it went well, and
-// returns the other ones' errors together.
+// atOnce is how many containers a command works on side by side, as Docker's
+// client does (parallelOperation in docker/cli).
+const atOnce = 50
+
+// each calls do for every name, side by side, prints the names for which it
+// went well in their order, and returns the other ones' errors together.
 func (a *app) each(ctx context.Context, names []string, do func(*client.Client, string) (string, error)) error {
 	docker, err := a.docker(ctx)
 	if err != nil {
 		return err
 	}
+	type result struct {
+		text string
+		err  error
+	}
+	results := make([]chan result, len(names))
+	slots := make(chan struct{}, atOnce)
+	for i, name := range names {
+		results[i] = make(chan result, 1)
+		go func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			text, err := do(docker, name)
+			results[i] <- result{text, err}
+		}()
+	}
 	var errs []error
-	for _, name := range names {
-		text, err := do(docker, name)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if text != "" {
-			fmt.Fprintln(a.out, text)
+	for _, c := range results {
+		r := <-c
+		if r.err != nil {
+			errs = append(errs, r.err)
+		} else if r.text != "" {
+			fmt.Fprintln(a.out, r.text)
 		}
 	}
 	return joinErrors(errs)

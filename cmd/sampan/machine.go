@@ -80,6 +80,10 @@ func newMachineStartCommand(a *app) *cobra.Command {
 		Short: "Start the virtual machine, if it does not run",
 		Args:  argCount(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := a.connect(cmd.Context(), true); err != nil {
+				return err
+			}
+			defer a.noticeBoot(cmd.Context())()
 			return a.machineDo(cmd.Context(), true, http.MethodPost, "/start")
 		},
 	}

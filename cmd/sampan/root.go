@@ -37,7 +37,16 @@ func newRootCommand(a *app) *cobra.Command {
 	root.PersistentFlags().BoolP("help", "h", false, "Print usage")
 	root.PersistentFlags().Lookup("help").Hidden = true
 	root.Flags().BoolP("version", "v", false, "Print version information and quit")
-	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true})
+	root.SetHelpCommand(&cobra.Command{
+		Use: "help [COMMAND]", Hidden: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return fmt.Errorf("sampan: unknown help topic: %s", strings.Join(args, " "))
+			}
+			return about.Help()
+		},
+	})
 
 	root.AddGroup(
 		&cobra.Group{ID: "common", Title: "Common Commands:"},

@@ -56,7 +56,7 @@ func (a *app) runDetached(ctx context.Context, f *createFlags, req client.Contai
 	if err != nil {
 		return err
 	}
-	_, err = docker.ContainerStart(ctx, id, client.ContainerStartOptions{})
+	err = a.start(ctx, docker, id)
 	fmt.Fprintln(a.out, id) // it is there even if it did not start
 	return startFailed(err)
 }

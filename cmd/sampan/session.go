@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
@@ -57,7 +58,7 @@ func (a *app) foreground(ctx context.Context, docker *client.Client, s session) 
 		defer stop()
 	}
 	if s.start {
-		if err := a.startForeground(ctx, docker, s, wait); err != nil {
+		if err := a.startForeground(ctx, docker, s, wait, signals); err != nil {
 			return 0, err
 		}
 	}
@@ -101,8 +102,13 @@ func (s session) condition() container.WaitCondition {
 
 // startForeground starts the container; one of --rm that can't be started is
 // gone when this returns.
-func (a *app) startForeground(ctx context.Context, docker *client.Client, s session, wait client.ContainerWaitResult) error {
-	_, err := docker.ContainerStart(ctx, s.id, client.ContainerStartOptions{})
+func (a *app) startForeground(ctx context.Context, docker *client.Client, s session, wait client.ContainerWaitResult, signals chan os.Signal) error {
+	calledOff, done := callOff(ctx, docker, s.id, signals)
+	err := a.start(ctx, docker, s.id)
+	done()
+	if sig := calledOff(); err != nil && sig != nil {
+		err = &exitError{code: 128 + int(sig.(syscall.Signal))}
+	}
 	if err != nil && s.autoRemove {
 		_, _ = exitCode(wait)
 	}

@@ -69,6 +69,45 @@ func forward(ctx context.Context, docker *client.Client, id string, signals chan
 	}
 }
 
+// callOff hands the signals on to a container that is being started, which ends
+// the wait for the machine, until done is called. Those that come when it's too
+// late for that, and too early for the container, are left in signals.
+// calledOff is the signal that was taken, after done.
+func callOff(ctx context.Context, docker *client.Client, id string, signals chan os.Signal) (calledOff func() os.Signal, done func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	var taken os.Signal
+	var kept []os.Signal
+	wg.Go(func() {
+		for {
+			select {
+			case s := <-signals:
+				name := signalName(s)
+				if name == "" {
+					continue
+				}
+				if _, err := docker.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: name}); err == nil {
+					taken = s
+				} else {
+					kept = append(kept, s)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return func() os.Signal { return taken }, func() {
+		cancel()
+		wg.Wait()
+		for _, s := range kept {
+			select {
+			case signals <- s:
+			default: // nobody takes so many
+			}
+		}
+	}
+}
+
 // signalName is empty for signals that are about this program itself.
 func signalName(s os.Signal) string {
 	switch s {

@@ -43,7 +43,7 @@ func (a *app) startAll(ctx context.Context, names []string) error {
 	}
 	var failed []string
 	for _, name := range names {
-		if _, err := docker.ContainerStart(ctx, name, client.ContainerStartOptions{}); err != nil {
+		if err := a.start(ctx, docker, name); err != nil {
 			fmt.Fprintln(a.err, plainText(err))
 			failed = append(failed, name)
 			continue

@@ -135,8 +135,6 @@ func checkModes(h *container.HostConfig) error {
 	switch {
 	case mode.IsContainer():
 		return unsupported("HostConfig.NetworkMode %q", mode)
-	case mode != "" && !mode.IsDefault() && mode != network.NetworkBridge && !mode.IsHost() && !mode.IsNone():
-		return notFound("network %s not found", mode)
 	}
 	if !h.IpcMode.Valid() {
 		return invalid("invalid IPC mode: %s", h.IpcMode)

@@ -130,6 +130,8 @@ type ctr struct {
 	failures int           // restarts in a row, for the back-off
 	// cancelRestart ends a back-off; nil unless restarting.
 	cancelRestart context.CancelFunc
+	// callOff ends a start that waits for the machine; nil when none does.
+	callOff       context.CancelFunc
 	releaseLayers func()
 }
 

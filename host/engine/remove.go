@@ -55,6 +55,12 @@ func (e *Engine) claim(c *ctr, name string, o RemoveOptions) error {
 		}
 		return conflict("cannot remove container %q: %s: %s", "/"+c.rec.Name, state, hint)
 	}
+	if c.callOff != nil {
+		if !o.Force {
+			return conflict("cannot remove container %q: container is starting: stop the container before removing or force remove", "/"+c.rec.Name)
+		}
+		c.callOff()
+	}
 	c.removing = true
 	c.stopRestart()
 	return nil

@@ -98,12 +98,15 @@ func (e *Engine) begin(ctx context.Context, c *ctr, h *hub) (err error) {
 			e.free(r)
 		}
 	}()
-	if r.guest, err = e.session(ctx); err != nil {
+	if r.guest, err = e.boot(ctx, c); err != nil {
 		return err
 	}
 	c.mu.Lock()
 	rec := c.rec // its parts are not modified once created
 	c.mu.Unlock()
+	if m := rec.HostConfig.NetworkMode; m.IsUserDefined() {
+		return notFound("network %s not found", m)
+	}
 	req, err := e.startRequest(ctx, &rec, r)
 	if err != nil {
 		return err
@@ -141,6 +144,24 @@ func (e *Engine) begin(ctx context.Context, c *ctr, h *hub) (err error) {
 	e.emitContainer(c, events.ActionStart, nil)
 	e.wg.Go(func() { e.supervise(c, r, log) })
 	return nil
+}
+
+// boot is session for a container that is to start. A boot takes seconds: it
+// can be called off by who wants the container stopped, killed or removed.
+func (e *Engine) boot(ctx context.Context, c *ctr) (Guest, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.mu.Lock()
+	c.callOff = cancel
+	c.mu.Unlock()
+	g, err := e.session(ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.callOff = nil
+	if ctx.Err() != nil {
+		return nil, conflict("container %s was stopped before it had started", c.id)
+	}
+	return g, err
 }
 
 // startRequest makes the request for the guest, and takes what it needs on the

@@ -13,6 +13,9 @@ import (
 	"sampan/proto"
 )
 
+// endsByDefault are the signals by which people and programs ask for an end.
+var endsByDefault = map[int]bool{1: true, 2: true, 3: true, sigKILL: true, sigTERM: true}
+
 const (
 	defaultStopTimeout = 10 * time.Second
 	sigTERM, sigKILL   = 15, 9
@@ -33,6 +36,11 @@ func (e *Engine) Stop(ctx context.Context, name, sig string, timeout *int) error
 
 func (e *Engine) stop(ctx context.Context, c *ctr, sig string, timeout *int) error {
 	c.mu.Lock()
+	if c.callOff != nil {
+		c.callOff()
+		c.mu.Unlock()
+		return nil
+	}
 	wasActive := c.active()
 	r, cfg := c.run, c.rec.Config
 	if wasActive {
@@ -134,6 +142,11 @@ func (e *Engine) Kill(ctx context.Context, name, sig string) error {
 	}
 	c.mu.Lock()
 	r := c.run
+	if r == nil && c.callOff != nil && endsByDefault[num] {
+		c.callOff()
+		c.mu.Unlock()
+		return nil
+	}
 	if r == nil {
 		restarting := c.rec.State.Status == container.StateRestarting
 		c.mu.Unlock()
