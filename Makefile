@@ -47,9 +47,10 @@ kernel: ## Build the tuned kernel from Debian's source; a quarter of an hour, on
 	go run ./kernel/mkkernel -arch $(ARCH)
 
 demo: ## A tour of Sampan: boot, run, publish, share, clean up
-	@$(MAKE) --no-print-directory deps DEPS="$(RUN_DEPS) $(BUILD_DEPS)"
-	@$(MAKE) --no-print-directory build guest
-	go run ./cmd/sampan-demo -bin bin
+	@began=$$(date +%s) && \
+	$(MAKE) --no-print-directory deps DEPS="$(RUN_DEPS) $(BUILD_DEPS)" && installed=$$(date +%s) && \
+	$(MAKE) --no-print-directory build guest && go build -o bin/ ./cmd/sampan-demo && built=$$(date +%s) && \
+	bin/sampan-demo -bin bin -before "install=$$((installed - began))s" -before "build=$$((built - installed))s"
 
 # A Debian root for the tests' nginx image; the list of packages is its name.
 dist/root-nginx:

@@ -129,13 +129,15 @@ func (b *Bundle) Verify() error {
 		wg   sync.WaitGroup
 		errs = make([]error, 2)
 	)
-	wg.Go(func() { errs[0] = verify(b.Kernel, b.Manifest.Files[KernelFile]) })
-	wg.Go(func() { errs[1] = verify(b.Initrd, b.Manifest.Files[InitrdFile]) })
+	wg.Go(func() { errs[0] = verify(b.Kernel, KernelFile, b.Manifest) })
+	wg.Go(func() { errs[1] = verify(b.Initrd, InitrdFile, b.Manifest) })
 	wg.Wait()
 	return errors.Join(errs...)
 }
 
-func verify(path string, want File) error {
+// verify compares the file at path with what the manifest says of name.
+func verify(path, name string, m Manifest) error {
+	want := m.Files[name]
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("guest bundle: %w", err)
@@ -144,13 +146,13 @@ func verify(path string, want File) error {
 	h := sha256.New()
 	n, err := io.Copy(h, f)
 	if err != nil {
-		return fmt.Errorf("guest bundle: read %s: %w", path, err)
+		return fmt.Errorf("guest bundle: read %s: %w", name, err)
 	}
 	if n != want.Size {
-		return fmt.Errorf("guest bundle: %s has %d bytes, the manifest says %d: run `make guest`", path, n, want.Size)
+		return fmt.Errorf("guest bundle: %s has %d bytes, the manifest says %d: run `make guest`", name, n, want.Size)
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != want.SHA256 {
-		return fmt.Errorf("guest bundle: %s has sha256 %s, the manifest says %s: run `make guest`", path, got, want.SHA256)
+		return fmt.Errorf("guest bundle: %s has sha256 %s, the manifest says %s: run `make guest`", name, got, want.SHA256)
 	}
 	return nil
 }

@@ -169,7 +169,7 @@ type BootError struct {
 }
 
 func (e *BootError) Error() string {
-	msg := fmt.Sprintf("boot: stage %q not reached after %s: %v", e.Stage, e.After.Round(time.Millisecond), e.Err)
+	msg := fmt.Sprintf("boot: %v (stage %q not reached after %s)", e.Err, e.Stage, e.After.Round(time.Millisecond))
 	if e.Console != "" {
 		msg += "\nthe console's last lines:\n" + e.Console
 	}

@@ -26,10 +26,17 @@ import (
 
 func main() {
 	bin := flag.String("bin", "bin", "folder with sampan and sampand")
+	var before []step
+	flag.Func("before", "NAME=DURATION of a step that was done already (repeatable)", func(text string) error {
+		name, value, _ := strings.Cut(text, "=")
+		took, err := time.ParseDuration(value)
+		before = append(before, step{name, took})
+		return err
+	})
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
-	err := run(ctx, *bin)
+	err := run(ctx, *bin, before)
 	cancel()
 	stop()
 	if err != nil {
@@ -51,7 +58,7 @@ type step struct {
 	took time.Duration
 }
 
-func run(ctx context.Context, bin string) (err error) {
+func run(ctx context.Context, bin string, before []step) (err error) {
 	bin, err = filepath.Abs(bin)
 	if err != nil {
 		return err
@@ -60,7 +67,7 @@ func run(ctx context.Context, bin string) (err error) {
 	if err != nil {
 		return err
 	}
-	t := &tour{ctx: ctx, sampan: filepath.Join(bin, "sampan"), home: filepath.Join(dir, "home")}
+	t := &tour{ctx: ctx, sampan: filepath.Join(bin, "sampan"), home: filepath.Join(dir, "home"), times: before}
 	defer func() {
 		err = errors.Join(err, t.stopDaemon(), os.RemoveAll(dir))
 		if err == nil {

@@ -101,6 +101,8 @@ func startFailed(err error) error {
 func startCode(err error) int {
 	text := err.Error()
 	switch {
+	case strings.Contains(text, "the virtual machine does not run: "):
+		return exitDaemon // whatever words QEMU or the console's tail have
 	case strings.Contains(text, "executable file not found"),
 		strings.Contains(text, "no such file or directory"),
 		strings.Contains(text, "system cannot find the file specified"):

@@ -216,7 +216,8 @@ func (s *machineStatus) print(w io.Writer) {
 		}
 		line("Data disk", disk)
 	}
-	line("Last error", s.LastError)
+	first, _, _ := strings.Cut(s.LastError, "\n") // the console's tail follows, which machine logs shows
+	line("Last error", first)
 	if len(s.Boot) == 0 {
 		return
 	}

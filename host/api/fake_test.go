@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,9 +31,21 @@ type fakeMachine struct {
 	guest *fakeGuest
 	boots int
 	holds int
+	// slow holds up whoever asks for the guest, until it's closed; nil: nobody.
+	slow    chan struct{}
+	waiting atomic.Int32
 }
 
-func (m *fakeMachine) Guest(context.Context) (engine.Guest, error) {
+func (m *fakeMachine) Guest(ctx context.Context) (engine.Guest, error) {
+	if m.slow != nil {
+		m.waiting.Add(1)
+		defer m.waiting.Add(-1)
+		select {
+		case <-m.slow:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.guest == nil {

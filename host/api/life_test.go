@@ -316,3 +316,58 @@ func TestCloseWithStuckClient(t *testing.T) {
 		t.Fatal("the daemon does not end")
 	}
 }
+
+// A start that waits for the machine is called off by who wants the container
+// stopped, killed or removed, and by nobody else.
+func TestCallOff(t *testing.T) {
+	for _, verb := range [][]string{{"stop"}, {"kill"}, {"kill", "-s", "INT"}, {"rm", "-f"}} {
+		t.Run(strings.Join(verb, " "), func(t *testing.T) {
+			d := start(t)
+			d.machine.slow = make(chan struct{})
+			d.ok("create", "--name", "ctr", "img", "sleep")
+			started := make(chan error, 1)
+			go func() {
+				_, err := d.client.ContainerStart(t.Context(), "ctr", client.ContainerStartOptions{})
+				started <- err
+			}()
+			until(t, "the start waits", func() bool { return d.machine.waiting.Load() == 1 })
+			if _, text, code := d.docker(nil, "rm", "ctr"); code == 0 || !strings.Contains(text, "container is starting") {
+				t.Errorf("rm: %q", text)
+			}
+			if _, text, code := d.docker(nil, "kill", "-s", "USR1", "ctr"); code == 0 || !strings.Contains(text, "is not running") {
+				t.Errorf("SIGUSR1: %q", text)
+			}
+			d.ok(append(verb, "ctr")...)
+			select {
+			case err := <-started:
+				if err == nil || !strings.Contains(err.Error(), "was stopped before it had started") {
+					t.Errorf("start: %v", err)
+				}
+			case <-time.After(patience):
+				t.Fatal("the start goes on")
+			}
+			if verb[0] == "rm" {
+				if out := d.ok("ps", "-aq"); out != "" {
+					t.Errorf("left: %s", out)
+				}
+				return
+			}
+			close(d.machine.slow)
+			d.ok("start", "ctr") // and it can be started again
+			d.ok("rm", "-f", "ctr")
+		})
+	}
+}
+
+// A network that isn't there is an error of start, not of create, whose 404 the
+// docker client takes for a missing image.
+func TestNoNetwork(t *testing.T) {
+	d := start(t)
+	_, text, code := d.docker(nil, "run", "--network", "nosuch", "--name", "ctr", "img", "true")
+	if code != 125 || !strings.Contains(text, "network nosuch not found") || strings.Contains(text, "Unable to find image") {
+		t.Errorf("exit code %d, %q", code, text)
+	}
+	if got := d.ok("ps", "-a", "--format", "{{.Names}} {{.State}}"); got != "ctr created" {
+		t.Errorf("left %q", got)
+	}
+}

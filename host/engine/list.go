@@ -150,7 +150,7 @@ func (v view) summary(now time.Time) container.Summary {
 	r := &v.rec
 	s := container.Summary{
 		ID: r.ID, Names: []string{"/" + r.Name}, Image: r.Config.Image, ImageID: r.ImageID,
-		Command: strings.Join(r.Args, " "), Created: r.Created.Unix(), Ports: v.ports(),
+		Command: commandLine(r.Args), Created: r.Created.Unix(), Ports: v.ports(),
 		Labels: r.Config.Labels, State: r.State.Status, Status: r.State.text(now),
 		NetworkSettings: &container.NetworkSettingsSummary{Networks: v.networks()},
 		Mounts:          v.mounts(),
@@ -227,4 +227,15 @@ func (v view) networks() map[string]*apinet.EndpointSettings {
 		ep.Gateway, ep.IPAddress, ep.IPPrefixLen, ep.MacAddress = bridgeGateway, v.ip, bridgePrefix, v.mac
 	}
 	return map[string]*apinet.EndpointSettings{name: ep}
+}
+
+// commandLine is a command as Docker shows it: only spaces are told apart.
+func commandLine(args []string) string {
+	shown := make([]string, len(args))
+	for i, arg := range args {
+		if shown[i] = arg; i > 0 && strings.Contains(arg, " ") {
+			shown[i] = "'" + arg + "'"
+		}
+	}
+	return strings.Join(shown, " ")
 }

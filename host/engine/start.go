@@ -161,7 +161,10 @@ func (e *Engine) boot(ctx context.Context, c *ctr) (Guest, error) {
 	if ctx.Err() != nil {
 		return nil, conflict("container %s was stopped before it had started", c.id)
 	}
-	return g, err
+	if err != nil {
+		return nil, fmt.Errorf("the virtual machine does not run: %w", err)
+	}
+	return g, nil
 }
 
 // startRequest makes the request for the guest, and takes what it needs on the

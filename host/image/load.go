@@ -63,11 +63,9 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) 
 		}
 		for _, name := range img.names {
 			loaded = append(loaded, familiar(name))
-			tell(Progress{Status: "Loaded image: " + familiar(name)})
 		}
 		if len(img.names) == 0 {
 			loaded = append(loaded, got.ID)
-			tell(Progress{Status: "Loaded image ID: " + got.ID})
 		}
 	}
 	return loaded, nil

@@ -220,6 +220,16 @@ func TestPullTampered(t *testing.T) {
 			t.Fatalf("%s: left behind\n%s %v", what, left, s.holds)
 		}
 	}
+	// By its tag a manifest is only what the registry says it is.
+	changed := func(path string, b []byte) []byte {
+		if strings.Contains(path, "/manifests/") {
+			return append(b, ' ')
+		}
+		return b
+	}
+	if _, err := s.Pull(context.Background(), addr+"/x", PullOptions{Transport: tamper(changed)}, nil); err == nil || !strings.Contains(err.Error(), "manifest has not the digest "+manifestDigest.String()) {
+		t.Errorf("changed manifest of a tag: got %v", err)
+	}
 	// A configuration that lies about a layer's tar.
 	liar, _ := mutate.ConfigFile(good, func() *v1.ConfigFile {
 		cf, _ := good.ConfigFile()

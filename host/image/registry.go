@@ -16,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -132,8 +133,28 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := g.base.RoundTrip(req)
 	if err == nil && strings.Contains(req.URL.Path, "/manifests/") {
 		resp.Body = &bounded{ReadCloser: resp.Body, left: maxDocument}
+		if d, e := digest.Parse(resp.Header.Get("Docker-Content-Digest")); e == nil && req.Method == http.MethodGet && resp.StatusCode == http.StatusOK {
+			resp.Body = &checked{ReadCloser: resp.Body, digest: d, verifier: d.Verifier()}
+		}
 	}
 	return resp, err
+}
+
+// checked is a manifest that has to be what the registry says it is: one that
+// was asked for by its tag has no other digest to be compared with.
+type checked struct {
+	io.ReadCloser
+	digest   digest.Digest
+	verifier digest.Verifier
+}
+
+func (c *checked) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.verifier.Write(p[:n])
+	if err == io.EOF && !c.verifier.Verified() {
+		err = fmt.Errorf("manifest has not the digest %s that the registry tells", c.digest)
+	}
+	return n, err
 }
 
 type bounded struct {

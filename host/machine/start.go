@@ -14,7 +14,7 @@ import (
 )
 
 // errCrashed is wrapped when the guest's kernel died before its agent called.
-var errCrashed = errors.New("the guest crashed")
+var errCrashed = errors.New("the machine ended")
 
 // start boots the machine and returns the session with its agent. A guest that
 // crashes before its agent calls gets a second chance: under QEMU's emulation

@@ -128,7 +128,7 @@ func (m *machine) lastWords(path string, b board) error {
 }
 
 func tooOldError(path string, b board, v version) error {
-	return fmt.Errorf("%s is QEMU %s; 7.2 or newer is needed: apt install %s from a newer release, or name another binary", path, v, b.pkg)
+	return fmt.Errorf("%s is QEMU %s; 7.2 or newer is needed: apt install %s from a newer release", path, v, b.pkg)
 }
 
 // programVersion asks the program itself.
