@@ -189,6 +189,13 @@ func TestContainerStartErrors(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "unable to find user foo: no matching entries in passwd file") {
 		t.Errorf("unknown user: %v", err)
 	}
+	// What fails in the container itself, before its program is there.
+	spec = dockerSpec(t, "true")
+	spec.Mounts = append(spec.Mounts, specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/etc/passwd/below"})
+	_, err = r.Create(t.Context(), config(t, spec), Stdio{})
+	if err == nil || !strings.Contains(err.Error(), "mount /etc/passwd/below: ") {
+		t.Errorf("a mount point below a file: %v", err)
+	}
 }
 
 func TestContainerUser(t *testing.T) {
