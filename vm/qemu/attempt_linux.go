@@ -16,6 +16,9 @@ import (
 // attempt boots once, with one accelerator. On failure nothing is left of it,
 // and the error is a *vm.BootError.
 func (d *Driver) attempt(ctx context.Context, cfg vm.Config, path string, b board, pick choice) (*machine, error) {
+	if err := awaitDisks(ctx, cfg.Disks); err != nil {
+		return nil, &vm.BootError{Stage: "process", Err: err}
+	}
 	m, w, err := d.launch(cfg, path, b, pick)
 	if err != nil {
 		return nil, &vm.BootError{Stage: "process", Err: err}
