@@ -65,11 +65,14 @@ func TestRandomKills(t *testing.T) {
 		for _, u := range users {
 			u.check(t)
 		}
+		if (cycle+1)%10 == 0 {
+			t.Logf("%d cycles: %d commands acknowledged, %d cut off", cycle+1, users[0].acked+users[1].acked, users[0].lost+users[1].lost)
+		}
 		if t.Failed() {
 			t.Fatalf("cycle %d: %s was killed", cycle, victim)
 		}
 	}
-	t.Logf("%d cycles: killed %v; %d commands acknowledged, %d cut off", cycles, killed, users[0].acked+users[1].acked, users[0].lost+users[1].lost)
+	t.Logf("killed: %v", killed)
 	h.stopDaemon(t)
 	if left := h.processes(t); len(left) > 0 {
 		t.Errorf("still running: %q", left)
