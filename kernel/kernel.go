@@ -49,6 +49,13 @@ const (
 // may be loaded while the machine already serves.
 const ModuleList = "/lib/modules/load"
 
+// Cmdline is what the bundle's kernel is told on every machine.
+//
+// Huge pages go to programs that ask for them (madvise), as a tuned kernel's
+// configuration has it: given to everybody they double the agent's memory. The
+// agent is the first to run, so it can't be the one to set this.
+const Cmdline = "transparent_hugepage=madvise"
+
 // Manifest describes a bundle (manifest.json).
 type Manifest struct {
 	Schema int `json:"schema"`

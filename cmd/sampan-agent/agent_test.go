@@ -69,7 +69,10 @@ func boot(t *testing.T, cfg vm.Config) *guest {
 		t.Fatal(err)
 	}
 	g := &guest{t: t, console: new(console)}
-	cfg.Kernel, cfg.Initrd, cfg.CPUs, cfg.Memory, cfg.Console = b.Kernel, b.Initrd, 2, 512<<20, g.console
+	cfg.Kernel, cfg.Initrd, cfg.Cmdline, cfg.CPUs, cfg.Console = b.Kernel, b.Initrd, kernel.Cmdline, 2, g.console
+	if cfg.Memory == 0 {
+		cfg.Memory = 512 << 20
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
 	defer cancel()
 	if g.machine, err = new(qemu.Driver).Boot(ctx, cfg); err != nil {

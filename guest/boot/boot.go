@@ -67,7 +67,7 @@ func Run(log *slog.Logger) (*Guest, error) {
 		{"mounts", g.kernelInterfaces},
 		{"modules", g.modules},
 		{"disk", g.storage},
-		{"seal", sealRoot},
+		{"seal", func() error { return errors.Join(shedRoot("/"), sealRoot()) }},
 	} {
 		if err := s.run(); err != nil {
 			return g, &Error{s.name, err}
@@ -110,7 +110,7 @@ func (g *Guest) kernelInterfaces() error {
 			return err
 		}
 	}
-	if err := setSysctls("/proc/sys", sysctls); err != nil {
+	if err := setSysctls("/proc/sys", append(sysctls, memorySysctls...)); err != nil {
 		return err
 	}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: maxFiles, Max: maxFiles}); err != nil {
@@ -126,7 +126,15 @@ func (g *Guest) modules() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel may have none
 		return err
 	}
-	first, later := parseModules(string(list))
+	names, lateNames := parseModules(string(list))
+	first, err := openModules(names)
+	if err != nil {
+		return err
+	}
+	later, err := openModules(lateNames) // before shedRoot deletes the files
+	if err != nil {
+		return err
+	}
 	// Two processors are what a machine has at least, most likely.
 	if err := loadModules(first, 2); err != nil {
 		return err

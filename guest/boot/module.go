@@ -44,12 +44,35 @@ func parseModules(list string) (first, later []module) {
 	return first, later
 }
 
-// loadModules loads modules, some at a time. One that another one needs has
-// been begun before it, and mostly the kernel waits for it; where it has come
-// too early, the kernel doesn't know a symbol, or gives up its wait (EBUSY) for
-// any signal, such as those of Go's scheduler; then it has another try when all
-// before it are there. One that is loaded already is no error.
-func loadModules(list []module, atATime int) error {
+// openModule is a module whose file is open, and may have been deleted.
+type openModule struct {
+	module
+	file *os.File
+}
+
+// openModules opens modules for loadModules.
+func openModules(list []module) ([]openModule, error) {
+	out := make([]openModule, 0, len(list))
+	for _, m := range list {
+		f, err := os.Open(m.path)
+		if err != nil {
+			for _, o := range out {
+				o.file.Close()
+			}
+			return nil, err
+		}
+		out = append(out, openModule{m, f})
+	}
+	return out, nil
+}
+
+// loadModules loads modules, some at a time, and closes their files. One that
+// another one needs has been begun before it, and mostly the kernel waits for
+// it; where it has come too early, the kernel doesn't know a symbol, or gives
+// up its wait (EBUSY) for any signal, such as those of Go's scheduler; then it
+// has another try when all before it are there. One that is loaded already is
+// no error.
+func loadModules(list []openModule, atATime int) error {
 	done := make([]chan struct{}, len(list))
 	for i := range done {
 		done[i] = make(chan struct{})
@@ -59,12 +82,13 @@ func loadModules(list []module, atATime int) error {
 	for i, m := range list {
 		eg.Go(func() error {
 			defer close(done[i])
-			err := loadModule(m)
+			defer m.file.Close()
+			err := m.load()
 			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EBUSY) {
 				for _, before := range done[:i] {
 					<-before
 				}
-				err = loadModule(m)
+				err = m.load()
 			}
 			if err != nil && !errors.Is(err, unix.EEXIST) {
 				return fmt.Errorf("load %s: %w", m.path, err)
@@ -75,16 +99,11 @@ func loadModules(list []module, atATime int) error {
 	return eg.Wait()
 }
 
-func loadModule(m module) error {
-	f, err := os.Open(m.path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
+func (m openModule) load() error {
 	flags := 0
 	switch filepath.Ext(m.path) {
 	case ".xz", ".zst", ".gz":
 		flags = unix.MODULE_INIT_COMPRESSED_FILE
 	}
-	return unix.FinitModule(int(f.Fd()), m.params, flags)
+	return unix.FinitModule(int(m.file.Fd()), m.params, flags)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/ttrpc"
 
+	"sampan/kernel"
 	"sampan/proto"
 	"sampan/vm"
 )
@@ -34,7 +35,7 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 	m.mu.Lock()
 	m.stages = st
 	m.mu.Unlock()
-	kernel, initrd, err := m.cfg.Kernel()
+	image, initrd, err := m.cfg.Kernel()
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +54,7 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 		}
 	}()
 	cfg := vm.Config{
-		Kernel: kernel, Initrd: initrd, CPUs: m.cfg.CPUs, Memory: m.cfg.Memory,
+		Kernel: image, Initrd: initrd, Cmdline: kernel.Cmdline, CPUs: m.cfg.CPUs, Memory: m.cfg.Memory,
 		Disks:   []vm.Disk{{Path: m.cfg.DataDisk, Serial: proto.DataDiskSerial}},
 		Shares:  m.cfg.Shares,
 		Console: console, Stage: st.reached, Log: m.cfg.Log,
