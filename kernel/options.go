@@ -22,6 +22,7 @@ func required() []option {
 		{"VIRTIO_CONSOLE", "a console that does not go byte by byte"},
 		{"VIRTIO_BALLOON", "memory goes back to the host"},
 		{"PAGE_REPORTING", "free pages go back to the host by themselves"},
+		{"COMPACTION", "free pages come in blocks that go back to the host"},
 		{"HW_RANDOM_VIRTIO", "randomness from the host, at the first moment"},
 		{"VSOCKETS", "how host and guest talk"},
 		{"VIRTIO_VSOCKETS", "how host and guest talk"},

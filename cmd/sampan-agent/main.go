@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	goruntime "runtime"
 	"runtime/debug"
 
@@ -21,6 +22,7 @@ import (
 
 	"sampan/guest/agent"
 	"sampan/guest/boot"
+	"sampan/guest/reclaim"
 	"sampan/guest/runtime"
 	"sampan/proto"
 )
@@ -81,6 +83,15 @@ func run(log *slog.Logger) error {
 	go func() {
 		if err := streams.Serve(ln); err != nil {
 			log.Error(err.Error())
+		}
+	}()
+	go func() {
+		r := reclaim.Reclaimer{
+			Root: filepath.Dir(boot.CgroupDir), Containers: boot.CgroupDir,
+			Compact: "/proc/sys/vm/compact_memory", Log: log,
+		}
+		if err := r.Run(context.Background()); err != nil {
+			log.Error("memory is not given back to the host: " + err.Error())
 		}
 	}()
 	go func() {

@@ -14,8 +14,9 @@ var memorySysctls = []sysctl{
 	// make them of. Without them it would keep 5.5; between the marks at which
 	// it begins and ends to reclaim there are 0.1 % of the memory in any case.
 	{name: "vm/min_free_kbytes", value: "4096"},
-	// No device here is limited to the memory below 16 MiB or 4 GiB.
-	{name: "vm/lowmem_reserve_ratio", value: "0 0 0 0 0"},
+	// No device here is limited to the memory below 16 MiB or 4 GiB. Three
+	// zones are what any kernel knows.
+	{name: "vm/lowmem_reserve_ratio", value: "0 0 0"},
 	// Processors keep lists of free pages, by default of up to an eighth of the
 	// memory: these count as used, and don't go back to the host.
 	{name: "vm/percpu_pagelist_high_fraction", value: "1024"},

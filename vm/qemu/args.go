@@ -93,7 +93,7 @@ func argv(cfg vm.Config, b board, acc accelerator, w wires) []string {
 		"-chardev", "socket,id=console,fd="+strconv.Itoa(w.console),
 		"-serial", "chardev:console",
 		"-device", "virtio-rng-pci",
-		"-device", "virtio-balloon-pci,free-page-reporting=on,deflate-on-oom=on",
+		"-device", "virtio-balloon-pci,free-page-reporting=on",
 		"-chardev", "socket,id=vsock,fd="+strconv.Itoa(w.vsock),
 		"-device", "vhost-user-vsock-pci,chardev=vsock",
 	)
