@@ -6,7 +6,7 @@
 // other. So when containers have been quiet for a while, the cache is reduced
 // to its most recently used part. Free memory then leaves by itself: the
 // guest's kernel reports it to the hypervisor (virtio-balloon's free page
-// reporting) in blocks of 2 MiB, every 2 s a sixteenth or 128 MiB of it.
+// reporting), some 100 MiB a second, in blocks of 2 MiB.
 //
 //	in use ──containers quiet for 10 s──► reclaim, 64 MiB at a time
 //	   ▲                                             │
