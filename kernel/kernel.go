@@ -53,8 +53,9 @@ const ModuleList = "/lib/modules/load"
 //
 // Huge pages go to programs that ask for them (madvise), as a tuned kernel's
 // configuration has it: given to everybody they double the agent's memory. The
-// agent is the first to run, so it can't be the one to set this.
-const Cmdline = "transparent_hugepage=madvise"
+// agent is the first to run, so it can't be the one to set this. No device here
+// needs bounce buffers (swiotlb), 64 MiB where the guest has memory above 4 GiB.
+const Cmdline = "transparent_hugepage=madvise swiotlb=noforce"
 
 // Manifest describes a bundle (manifest.json).
 type Manifest struct {
