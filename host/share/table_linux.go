@@ -52,11 +52,10 @@ func (n *node) hasAttrs() bool { return n.kind == unix.S_IFREG || n.kind == unix
 
 // A handle is an open file or directory.
 type handle struct {
-	node   *node
-	fd     int
-	dir    *dirStream // nil for a file
-	refs   int        // by table.mu: requests, and one while it is open
-	closed bool       // by table.mu
+	node *node
+	fd   int
+	dir  *dirStream // nil for a file
+	refs int        // by table.mu: requests, and one while it is open
 }
 
 // table holds the nodes and handles of one file system. A guest may forget an
