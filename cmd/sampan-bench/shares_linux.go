@@ -23,7 +23,7 @@ const virtiofsd = "/usr/lib/qemu/virtiofsd"
 
 // shareWork is how much the two devices get to do.
 type shareWork struct {
-	runs  int // with the large file
+	runs  int // with the large file, after one that does not count
 	files int
 	mib   int // of the large file
 }
@@ -38,7 +38,8 @@ const shareHeader = `
 ## Shares beside virtiofsd
 
 Sampan's virtio-fs device and C virtiofsd (as root, its defaults and xattrs) in
-one machine, each given the same work in turn. More than 1 is better for Sampan.
+one machine, each given the same work in turn: the large file as often as above,
+the small ones once. More than 1 is better for Sampan.
 
 | what | Sampan | virtiofsd | better by |
 |---|---:|---:|---:|
@@ -63,6 +64,9 @@ func (b *bench) shareTable(ctx context.Context, w shareWork) (string, error) {
 		{"remove them", "remove", 0},
 	} {
 		ours, theirs := times["ours"][l.step], times["theirs"][l.step]
+		if l.amount > 0 { // the first run touches memory that the guest never had
+			ours, theirs = ours[min(1, len(ours)):], theirs[min(1, len(theirs)):]
+		}
 		if len(ours) == 0 || len(theirs) == 0 && lack == "" {
 			return "", fmt.Errorf("shares: no times of %q", l.step)
 		}
@@ -127,7 +131,7 @@ func (b *bench) measureShares(ctx context.Context, w shareWork) (times shareTime
 	m, err := driver.Boot(ctx, vm.Config{
 		Kernel: b.bundle.Kernel, Initrd: initrd, CPUs: 2, Memory: 2 << 30, Console: &out,
 		Shares:  []vm.Share{{Tag: "ours", Server: tree.Server()}},
-		Cmdline: fmt.Sprintf("sharework.tags=%s sharework.runs=%d sharework.files=%d sharework.mib=%d", tags, w.runs, w.files, w.mib),
+		Cmdline: fmt.Sprintf("sharework.tags=%s sharework.runs=%d sharework.files=%d sharework.mib=%d", tags, w.runs+1, w.files, w.mib),
 	})
 	if err != nil {
 		return nil, "", err
