@@ -68,7 +68,7 @@ test: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/roo
 # The fault and leak tests in full: every point to be killed at, 100 random
 # kills, 100 prefixes of a disk, 5 minutes of churn, 1,000 replaced programs,
 # 200,000 inodes of a share. SAMPAN_SEED=N repeats the random ones.
-NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestFullHostDisk|TestClock|TestLeaks|TestShare
+NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestFullHostDisk|TestFullDataDisk|TestClock|TestLeaks|TestShare
 nightly: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/root-docker) ## The fault and leak tests in full: an hour or two
 	SAMPAN_SHARE_INODES=200000 go test -count=1 -v -run TestManyInodes ./host/share
 	SAMPAN_NIGHTLY=1 SAMPAN_E2E_RUN='$(NIGHTLY)' go test -count=1 -v -timeout 4h \

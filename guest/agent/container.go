@@ -48,6 +48,16 @@ func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.St
 		return nil, err
 	}
 	defer close(c.up)
+	giveBack, err := s.spare.borrow()
+	if err != nil {
+		s.cfg.Log.Warn(err.Error()) // the start may work without
+	} else {
+		defer func() {
+			if err := giveBack(); err != nil {
+				s.cfg.Log.Warn(err.Error())
+			}
+		}()
+	}
 	pid, err := s.start(ctx, c, req)
 	if err != nil {
 		s.cfg.Streams.forget(req.Id, "")

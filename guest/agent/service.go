@@ -44,6 +44,7 @@ type Service struct {
 	later  func() error
 	off    chan struct{} // closed by PowerOff
 	offOne sync.Once
+	spare  reserve
 
 	mu         sync.Mutex
 	network    *network.Network // set by Configure

@@ -32,7 +32,24 @@ const toolTimeout = 10 * time.Minute
 // dataOptions are the data disk's. The reserved blocks are for whoever has
 // CAP_SYS_RESOURCE, as the agent has, and for one user: not for uid 0, which
 // most containers run as.
-const dataOptions = "discard,errors=remount-ro,resuid=4294967294"
+const (
+	dataOptions = "discard,errors=remount-ro,resuid=4294967294"
+	lentOptions = "discard,errors=remount-ro,resuid=0"
+)
+
+// LendReserve lets uid 0 have the data disk's reserved blocks, or not any more.
+// overlayfs needs that to make a mount point on a full disk: it never uses
+// CAP_SYS_RESOURCE, whoever mounted it.
+func LendReserve(lend bool) error {
+	options := dataOptions
+	if lend {
+		options = lentOptions
+	}
+	if err := unix.Mount("", DataDir, "", unix.MS_REMOUNT, options); err != nil {
+		return fmt.Errorf("data disk: remount with %s: %w", options, err)
+	}
+	return nil
+}
 
 // toolDirs is where the bundle may have put its tools.
 var toolDirs = []string{"/sbin", "/usr/sbin", "/bin", "/usr/bin"}

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -141,4 +142,54 @@ func TestFullHostDisk(t *testing.T) {
 	h.sampan(t, "pull", "-q", ref)
 	h.sampan(t, "run", "--rm", ref, "true")
 	h.untidy(t)
+}
+
+// Containers have filled the data disk to the last block: others still start,
+// run, end and are removed, since the agent has blocks of its own; and removing
+// what fills it makes everything as it was.
+func TestFullDataDisk(t *testing.T) {
+	onceAsUser(t)
+	h := newHome(t)
+	if err := os.MkdirAll(h.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(h.dir, "config.toml"), []byte("[machine]\ndisk = \"1GiB\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.load(t)
+	h.sampan(t, "run", "--rm", "-v", "kept:/kept", "busybox", "sh", "-c", "echo kept > /kept/file && sync")
+	h.sampan(t, "run", "-d", "--name", "on", "busybox", "sleep", "100000")
+	r := h.try(t, "", "sampan", "run", "--rm", "-v", "big:/big", "busybox", "dd", "if=/dev/zero", "of=/big/fill", "bs=1M")
+	if r.code == 0 || !strings.Contains(r.stderr, "No space left on device") {
+		t.Errorf("the disk was not filled: %+v", r)
+	}
+	// What is left in small pieces goes as well.
+	h.sampan(t, "exec", "on", "sh", "-c", "i=0; while echo x 2>&- > /small$i; do i=$((i+1)); done; true")
+	for i := range 3 {
+		if got := h.sampan(t, "run", "--rm", "-v", "kept:/kept", "busybox", "cat", "/kept/file"); got != "kept\n" {
+			t.Errorf("run %d on a full disk printed %q", i, got)
+		}
+		if got := h.sampan(t, "exec", "on", "echo", "exec"); got != "exec\n" {
+			t.Errorf("exec %d on a full disk printed %q", i, got)
+		}
+		name := "full" + strconv.Itoa(i)
+		if r := h.try(t, "", "sampan", "run", "--name", name, "busybox", "sh", "-c", "echo told; cat /dev/zero > /file"); r.code != 1 || r.stdout != "told\n" || !strings.Contains(r.stderr, "No space left on device") {
+			t.Errorf("a container that writes to a full disk: %+v", r)
+		}
+		if got := h.sampan(t, "logs", name); !strings.HasPrefix(got, "told\n") {
+			t.Errorf("its log: %q", got)
+		}
+		h.sampan(t, "start", name)
+		h.sampan(t, "rm", "-f", name)
+	}
+	h.sampan(t, "volume", "rm", "big")
+	h.sampan(t, "rm", "-f", "on")
+	// Deleting goes on after it was acknowledged.
+	eventually(t, 60*time.Second, "there is space again", func() bool {
+		return h.try(t, "", "sampan", "run", "--rm", "-v", "kept:/kept", "busybox", "sh", "-c", "dd if=/dev/zero of=/kept/new bs=1M count=200 conv=fsync 2>&- && cat /kept/file").stdout == "kept\n"
+	})
+	h.stopDaemon(t)
+	if out, err := exec.Command("/usr/sbin/e2fsck", "-fn", filepath.Join(h.dir, "data.img")).CombinedOutput(); err != nil {
+		t.Errorf("the file system is damaged: %v\n%s", err, out)
+	}
 }
