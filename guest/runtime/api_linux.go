@@ -30,10 +30,6 @@ type Config struct {
 	// Rootfs is the mounted root. Required. The caller unmounts it, after
 	// Destroy.
 	Rootfs string
-	// Cgroup is the absolute path of the container's cgroup, e.g.
-	// /sys/fs/cgroup/sampan/ID. Required. Its parent exists and delegates the
-	// controllers that the spec's limits need.
-	Cgroup string
 	// NetNS is called once in Create, while the first process waits: its
 	// network namespace, /proc/PID/ns/net, is new and its loopback interface
 	// is up. Optional; not called when the spec has no network namespace or

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -29,41 +30,33 @@ type setting struct{ file, value string }
 // lateFiles are those whose limits stage 2 could exceed.
 var lateFiles = []string{"pids.max", "memory.max", "memory.high", "memory.swap.max", "cpu.max"}
 
-// newCgroup makes a cgroup with its limits. One that is left over from a
-// container that is gone is removed first.
-func (r *Runtime) newCgroup(path string, resources *specs.LinuxResources) (*cgroup, error) {
-	settings, err := cgroupSettings(resources)
-	if err != nil {
-		return nil, err
-	}
-	c := &cgroup{path: path}
-	err = os.Mkdir(path, 0o755)
-	if errors.Is(err, fs.ErrExist) {
-		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
-		defer cancel()
-		if err := c.destroy(ctx); err != nil {
-			return nil, err
-		}
-		err = os.Mkdir(path, 0o755)
-	}
-	if err != nil {
+// newCgroup makes a cgroup without limits. Its name means nothing: it may exist
+// before its container does.
+func (r *Runtime) newCgroup() (*cgroup, error) {
+	c := &cgroup{path: filepath.Join(r.opts.Cgroup, fmt.Sprintf("c%d", r.cgroups.Add(1)))}
+	if err := os.Mkdir(c.path, 0o755); err != nil {
 		return nil, fmt.Errorf("make cgroup: %w", err)
-	}
-	for _, s := range settings {
-		if slices.Contains(lateFiles, s.file) {
-			c.late = append(c.late, s)
-		} else if err = c.write(s); err != nil {
-			break
-		}
-	}
-	if err == nil && resources != nil {
-		err = r.devices.attach(path, resources.Devices)
-	}
-	if err != nil {
-		return nil, errors.Join(err, os.Remove(path))
 	}
 	return c, nil
 }
+
+// configure sets the limits, but for the late ones, and the devices.
+func (c *cgroup) configure(settings []setting, devices *deviceCache, resources *specs.LinuxResources) error {
+	for _, s := range settings {
+		if slices.Contains(lateFiles, s.file) {
+			c.late = append(c.late, s)
+		} else if err := c.write(s); err != nil {
+			return err
+		}
+	}
+	if resources == nil {
+		return nil
+	}
+	return devices.attach(c.path, resources.Devices)
+}
+
+// remove removes a cgroup that nothing has been in.
+func (c *cgroup) remove() error { return os.Remove(c.path) }
 
 func (c *cgroup) write(s setting) error {
 	if err := os.WriteFile(filepath.Join(c.path, s.file), []byte(s.value), 0o644); err != nil {
@@ -89,6 +82,52 @@ func (c *cgroup) open() (*os.File, error) {
 		return nil, &os.PathError{Op: "open cgroup", Path: c.path, Err: err}
 	}
 	return os.NewFile(uintptr(fd), c.path), nil
+}
+
+// openForExec opens the cgroup that one more process is cloned into: the
+// container's, or where its first process is if the container has handed
+// controllers down to cgroups of its own (a systemd or a Docker inside does):
+// then nothing can be in the upper one any more.
+//
+// For a moment the new process has the descriptor, where a process with
+// CAP_SYS_PTRACE might reach for it. So it's no way out: a mount of this
+// directory alone, read-only and attached to nothing.
+func (c *cgroup) openForExec(first int) (*os.File, error) {
+	path := c.path
+	handed, err := os.ReadFile(filepath.Join(path, "cgroup.subtree_control"))
+	if err != nil {
+		return nil, err
+	}
+	if len(bytes.TrimSpace(handed)) > 0 {
+		if path, err = c.below(first); err != nil {
+			return nil, err
+		}
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, &os.PathError{Op: "open cgroup", Path: path, Err: err}
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("make cgroup %s read-only: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// below is the path of the cgroup that a process of the container is in.
+func (c *cgroup) below(pid int) (string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return "", err
+	}
+	_, name, _ := strings.Cut(strings.TrimSpace(string(text)), "::")
+	// The hierarchy's names begin above where this process has it mounted.
+	_, rest, ours := strings.Cut(name+"/", "/"+filepath.Base(c.path)+"/")
+	if !ours {
+		return "", fmt.Errorf("process %d of the container is in cgroup %s, not below %s", pid, name, c.path)
+	}
+	return filepath.Join(c.path, rest), nil
 }
 
 // event is a counter in one of the cgroup's flat files; 0 when it isn't there.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -31,16 +30,28 @@ type Container struct {
 // errors here; a missing executable is one of Start.
 func (r *Runtime) Create(ctx context.Context, cfg Config, stdio Stdio) (*Container, error) {
 	c := &Container{r: r, id: cfg.ID, rootfs: cfg.Rootfs, spec: cfg.Spec}
-	plan, flags, extra, err := r.createPlan(cfg, stdio)
-	defer closeFiles(extra)
+	var extra descriptors
+	defer extra.close()
+	plan, flags, err := r.createPlan(cfg, stdio, &extra)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", cfg.ID, err)
 	}
-	if c.cgroup, err = r.newCgroup(cfg.Cgroup, cfg.Spec.Linux.Resources); err != nil {
+	settings, err := cgroupSettings(cfg.Spec.Linux.Resources)
+	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", cfg.ID, err)
 	}
-	c.first, err = r.createFirst(ctx, c.cgroup, cfg, plan, flags, extra, stdio)
+	s, err := r.shellFor(flags, func(s *stage) error { return s.give(plan, stdio, extra.files) })
 	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", cfg.ID, err)
+	}
+	c.cgroup = s.cgroup
+	c.first = &Process{r: r, stage: s.stage, child: s.stage.child, cgroup: s.cgroup}
+	err = s.cgroup.configure(settings, &r.devices, cfg.Spec.Linux.Resources)
+	if err == nil {
+		err = c.first.create(ctx, cfg, flags)
+	}
+	if err != nil {
+		s.stage.kill()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 		defer cancel()
 		return nil, errors.Join(err, c.Destroy(ctx))
@@ -48,69 +59,77 @@ func (r *Runtime) Create(ctx context.Context, cfg Config, stdio Stdio) (*Contain
 	return c, nil
 }
 
-// createFirst starts stage 2 in a new container, and waits until it's ready.
-func (r *Runtime) createFirst(ctx context.Context, cg *cgroup, cfg Config, plan *stage2.Plan, flags uintptr, extra []*os.File, stdio Stdio) (*Process, error) {
-	dir, err := cg.open()
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	s, err := r.launch(plan, stdio, extra, &syscall.SysProcAttr{
-		Cloneflags: flags, UseCgroupFD: true, CgroupFD: int(dir.Fd()),
-	})
-	if err != nil {
-		return nil, err
-	}
-	stop := s.during(ctx)
+// create sees stage 2 through the making of the container, until it's ready.
+func (p *Process) create(ctx context.Context, cfg Config, flags uintptr) error {
+	stop := p.stage.during(ctx)
 	defer stop()
-	p := &Process{r: r, stage: s, child: s.child, cgroup: cg}
 	if cfg.NetNS != nil && flags&unix.CLONE_NEWNET != 0 {
-		if err := cfg.NetNS(s.child.pid); err != nil {
-			s.kill()
-			return nil, fmt.Errorf("set up network: %w", err)
+		if err := cfg.NetNS(p.child.pid); err != nil {
+			return fmt.Errorf("set up network: %w", err)
 		}
 	}
-	err = s.send("network")
+	err := p.stage.send("network")
 	if err == nil || ctx.Err() != nil {
 		err = p.ready()
 	} else if reason := p.ready(); reason != nil {
 		err = reason // why it wasn't there to hear
 	}
 	if err != nil {
-		s.kill()
-		return nil, errors.Join(ctx.Err(), err)
+		return errors.Join(ctx.Err(), err)
 	}
-	return p, nil
+	return nil
 }
 
 // createPlan is what stage 2 does for a new container, with the flags to clone
-// it with and the descriptors that the plan names, which the caller closes.
-func (r *Runtime) createPlan(cfg Config, stdio Stdio) (plan *stage2.Plan, flags uintptr, extra []*os.File, err error) {
+// it with. What the plan names is added to extra.
+func (r *Runtime) createPlan(cfg Config, stdio Stdio, extra *descriptors) (plan *stage2.Plan, flags uintptr, err error) {
 	spec := cfg.Spec
 	if spec == nil || spec.Process == nil || spec.Linux == nil {
-		return nil, 0, nil, errors.New("spec without process or linux")
+		return nil, 0, errors.New("spec without process or linux")
 	}
 	plan = new(stage2.Plan)
-	if plan.Root, err = rootPlan(spec, cfg.Rootfs); err != nil {
-		return nil, 0, nil, err
+	if plan.Root, err = rootPlan(spec); err != nil {
+		return nil, 0, err
+	}
+	if err := openTrees(plan.Root, cfg.Rootfs, extra); err != nil {
+		return nil, 0, err
 	}
 	files, err := readUserFiles(cfg.Rootfs)
 	if err != nil {
-		return nil, 0, nil, err
+		return nil, 0, err
 	}
 	if plan.Process, err = r.process(spec.Process, spec.Linux.Seccomp, files, stdio); err != nil {
-		return nil, 0, nil, err
+		return nil, 0, err
 	}
-	flags, extra, err = namespacePlan(spec.Linux.Namespaces, plan)
-	if err == nil && cfg.Init {
-		var f *os.File
-		f, err = os.Open(r.opts.Stage2)
-		if err == nil {
-			plan.Process.InitFD = stage2.FirstFD + len(extra)
-			extra = append(extra, f)
+	if flags, err = namespacePlan(spec.Linux.Namespaces, plan, extra); err != nil {
+		return nil, 0, err
+	}
+	if cfg.Init {
+		f, err := os.Open(r.opts.Stage2)
+		if err != nil {
+			return nil, 0, err
+		}
+		plan.Process.InitFD = extra.add(f)
+	}
+	return plan, flags, nil
+}
+
+// openTrees opens what comes from the outside: the root and the binds' sources.
+func openTrees(root *stage2.Root, rootfs string, extra *descriptors) error {
+	var err error
+	if root.FD, err = extra.tree(rootfs, true); err != nil {
+		return fmt.Errorf("open root %s: %w", rootfs, err)
+	}
+	for i := range root.Mounts {
+		m := &root.Mounts[i]
+		if m.Type != "" {
+			continue
+		}
+		if m.FD, err = extra.tree(m.Source, m.Recursive); err != nil {
+			return fmt.Errorf("mount %s: open source %s: %w", m.Dest, m.Source, err)
 		}
 	}
-	return plan, flags, extra, err
+	return nil
 }
 
 // cloneFlags of the namespaces that a spec can ask for. The mount namespace is
@@ -126,30 +145,29 @@ var cloneFlags = map[specs.LinuxNamespaceType]uintptr{
 
 // namespacePlan tells which namespaces are cloned, and puts those to join and
 // those that stage 2 makes into the plan.
-func namespacePlan(list []specs.LinuxNamespace, plan *stage2.Plan) (flags uintptr, extra []*os.File, err error) {
+func namespacePlan(list []specs.LinuxNamespace, plan *stage2.Plan, extra *descriptors) (flags uintptr, err error) {
 	flags = unix.CLONE_NEWNS
 	for _, ns := range list {
 		flag, ok := cloneFlags[ns.Type]
 		switch {
 		case !ok:
-			return 0, extra, fmt.Errorf("%s namespace: %w", ns.Type, errors.ErrUnsupported)
+			return 0, fmt.Errorf("%s namespace: %w", ns.Type, errors.ErrUnsupported)
 		case ns.Path == "" && flag == unix.CLONE_NEWCGROUP:
 			plan.Root.NewCgroupNS = true
 		case ns.Path == "":
 			flags |= flag
 		case flag == unix.CLONE_NEWPID || flag == unix.CLONE_NEWNS:
-			return 0, extra, fmt.Errorf("join %s namespace %s: %w", ns.Type, ns.Path, errors.ErrUnsupported)
+			return 0, fmt.Errorf("join %s namespace %s: %w", ns.Type, ns.Path, errors.ErrUnsupported)
 		default:
 			f, err := os.Open(ns.Path)
 			if err != nil {
-				return 0, extra, fmt.Errorf("join %s namespace: %w", ns.Type, err)
+				return 0, fmt.Errorf("join %s namespace: %w", ns.Type, err)
 			}
-			plan.Join = append(plan.Join, stage2.Namespace{FD: stage2.FirstFD + len(extra), Flags: int(flag)})
-			extra = append(extra, f)
+			plan.Join = append(plan.Join, stage2.Namespace{FD: extra.add(f), Flags: int(flag)})
 		}
 	}
 	plan.Root.NewNetNS = flags&unix.CLONE_NEWNET != 0
-	return flags, extra, nil
+	return flags, nil
 }
 
 // process is the plan of a process, with its seccomp filter and streams.
@@ -173,6 +191,9 @@ func (c *Container) Process() *Process { return c.first }
 // because the container's memory was used up. Valid until Destroy.
 func (c *Container) OOMKilled() bool { return c.cgroup.oomKilled() }
 
+// Cgroup is the path of the container's cgroup.
+func (c *Container) Cgroup() string { return c.cgroup.path }
+
 // SignalAll sends a signal to every process of the container.
 func (c *Container) SignalAll(sig int) error { return c.cgroup.signal(sig) }
 
@@ -191,11 +212,5 @@ func (c *Container) Destroy(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("destroy container %s: wait for its first process: %w", c.id, ctx.Err())
-	}
-}
-
-func closeFiles(files []*os.File) {
-	for _, f := range files {
-		f.Close()
 	}
 }

@@ -67,11 +67,32 @@ var counter atomic.Int32
 func newRuntime(t *testing.T) *Runtime {
 	t.Helper()
 	inGuest(t)
-	r, err := New(Options{Children: &kids, Stage2: "/proc/self/exe"})
+	r, err := New(Options{Children: &kids, Stage2: "/proc/self/exe", Cgroup: newCgroupDir(t), Mounts: []string{"/tmp"}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return r
+}
+
+// newCgroupDir is a place for the cgroups of one test, removed with it: that
+// fails when one is left.
+func newCgroupDir(t *testing.T) string {
+	t.Helper()
+	dir := fmt.Sprintf("/sys/fs/cgroup/sampan/test%d", counter.Add(1))
+	if err := errors.Join(os.Mkdir(dir, 0o755), delegate(dir)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil {
+			t.Errorf("left behind: %v", err)
+		}
+	})
+	return dir
 }
 
 // config is a container of the spec, over a root of its own.
@@ -86,7 +107,7 @@ func config(t *testing.T, spec *specs.Spec) Config {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Unmount(rootfs, unix.MNT_DETACH) })
-	return Config{ID: id, Spec: spec, Rootfs: rootfs, Cgroup: "/sys/fs/cgroup/sampan/" + id}
+	return Config{ID: id, Spec: spec, Rootfs: rootfs}
 }
 
 // output collects what a process writes to a pipe.
@@ -352,7 +373,7 @@ func TestContainerLimits(t *testing.T) {
 func TestContainerTimes(t *testing.T) {
 	inGuest(t)
 	for _, exe := range append([]string{"/proc/self/exe"}, extraStages()...) {
-		r, err := New(Options{Children: &kids, Stage2: exe})
+		r, err := New(Options{Children: &kids, Stage2: exe, Cgroup: newCgroupDir(t), Mounts: []string{"/tmp"}})
 		if err != nil {
 			t.Fatal(err)
 		}

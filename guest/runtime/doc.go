@@ -7,15 +7,25 @@
 //
 //	agent (PID 1)              stage 2                           container
 //	  Create ── clone3 ────────► new namespaces, cgroup
-//	     │ ◄──────── ready ───── mounts, pivot, sysctls
+//	     │ ─────── plan ───────► mounts, pivot
 //	  NetNS(pid)
+//	     │ ────── network ─────► sysctls
+//	     │ ◄─────── ready ─────
 //	  Start ───── start ───────► rlimits … seccomp ── execve ──► process
 //	     │ ◄─── end of file, or the error
 //
-//	  Exec ──── clone3 ────────► joins all but the pid namespace
-//	     │ ◄──────── ready ─────   and the cgroup
+//	  Exec ──── clone3 ────────►
+//	     │ ─────── plan ───────► joins all but the pid namespace
+//	     │ ◄─────── ready ─────    and the cgroup
 //	  Start ───── start ───────► fork ─────────────────────────► rlimits …
 //	     │ ◄─── pid, or error ──  exits                          seccomp, execve
+//
+// Everything before "plan" is the same for every container and every exec, and
+// takes half of the time: Reserve has it done beforehand, once for the next
+// Create and once for the next Exec. A stage 2 in reserve has copies of the
+// mounts that were there when it was cloned. It lets go of them, so that none
+// lives longer for it, and sees no later ones: roots and binds reach stage 2 as
+// descriptors.
 //
 // Stage 2 is a fresh process image. What enters a container's namespaces must
 // share neither memory nor descriptors with the agent, since a container with
@@ -25,7 +35,8 @@
 //     nobody else can look, until it executes the container's program.
 //   - Exec's stage 2 stays in the agent's pid namespace. Only its fork enters
 //     the container's, with the container's root already, a few system calls
-//     away from execve, and with nothing open but the process's own streams.
+//     away from execve. What it has open until the first of them, besides the
+//     process's own streams, leads nowhere (see cgroup.openForExec).
 //     Starting stage 2 directly in the pid namespace would be simpler, but
 //     would show the container the agent's memory (Go clones with CLONE_VM)
 //     and then, as /proc/PID/root, the agent's root.

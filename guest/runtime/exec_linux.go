@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -21,35 +20,36 @@ func (c *Container) Exec(ctx context.Context, spec *specs.Process, stdio Stdio) 
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.id, err)
 	}
-	defer first.Close()
+	var extra descriptors
+	defer extra.close()
+	pidfd := extra.add(first)
 	files, err := readUserFiles(c.rootfs)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.id, err)
 	}
+	dir, err := c.cgroup.openForExec(c.first.Pid())
+	if err != nil {
+		return nil, err
+	}
 	plan := &stage2.Plan{
 		// All but the pid and cgroup namespaces; one that the container shares
 		// with the agent is joined to no effect.
-		Join:     []stage2.Namespace{{FD: stage2.FirstFD, Flags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}},
-		PidFD:    stage2.FirstFD,
-		CgroupFD: stage2.FirstFD + 1,
+		Join:     []stage2.Namespace{{FD: pidfd, Flags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}},
+		PidFD:    pidfd,
+		CgroupFD: extra.add(dir),
 	}
 	if plan.Process, err = c.r.process(spec, c.spec.Linux.Seccomp, files, stdio); err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.id, err)
 	}
-	dir, err := c.cgroup.open()
+	sh, err := c.r.shellFor(0, func(s *stage) error { return s.give(plan, stdio, extra.files) })
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
-	s, err := c.r.launch(plan, stdio, []*os.File{first, dir}, &syscall.SysProcAttr{})
-	if err != nil {
-		return nil, err
-	}
-	stop := s.during(ctx)
+	stop := sh.stage.during(ctx)
 	defer stop()
-	p := &Process{r: c.r, stage: s, ended: make(chan struct{})}
+	p := &Process{r: c.r, stage: sh.stage, ended: make(chan struct{})}
 	if err := p.ready(); err != nil {
-		s.kill()
+		sh.stage.kill()
 		return nil, errors.Join(ctx.Err(), err)
 	}
 	return p, nil

@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,18 +21,9 @@ type stage struct {
 	conn  *net.UnixConn
 }
 
-// launch starts stage 2 with a plan. extra are its descriptors from
-// stage2.FirstFD on.
-func (r *Runtime) launch(plan *stage2.Plan, stdio Stdio, extra []*os.File, attr *syscall.SysProcAttr) (*stage, error) {
-	text, err := json.Marshal(plan)
-	if err != nil {
-		return nil, err
-	}
-	sealed, err := sealedFile(text)
-	if err != nil {
-		return nil, fmt.Errorf("pass the plan on: %w", err)
-	}
-	defer sealed.Close()
+// launch starts stage 2, which waits for its plan. mounts are what it lets go
+// of, when it's in a mount namespace of its own.
+func (r *Runtime) launch(attr *syscall.SysProcAttr, mounts ...string) (*stage, error) {
 	conn, theirs, err := controlSocket()
 	if err != nil {
 		return nil, fmt.Errorf("make control socket: %w", err)
@@ -45,21 +35,14 @@ func (r *Runtime) launch(plan *stage2.Plan, stdio Stdio, extra []*os.File, attr 
 		return nil, err
 	}
 	defer null.Close()
-	files := []uintptr{null.Fd(), null.Fd(), null.Fd(), sealed.Fd(), theirs.Fd()}
-	for i, f := range stdio.files() {
-		if f != nil && !plan.Process.Terminal {
-			files[i] = fdOf(f)
-		}
-	}
-	for _, f := range extra {
-		files = append(files, f.Fd())
-	}
 	pidfd := -1
 	attr.PidFD = &pidfd
 	pid, err := r.opts.Children.Start(func() (int, error) {
 		// Not os.StartProcess, which would first fork a probe of its own.
-		pid, _, err := syscall.StartProcess(r.opts.Stage2, []string{stage2.Name}, &syscall.ProcAttr{
-			Env: []string{"GOMAXPROCS=1"}, Files: files, Sys: attr,
+		pid, _, err := syscall.StartProcess(r.opts.Stage2, append([]string{stage2.Name}, mounts...), &syscall.ProcAttr{
+			Env:   []string{"GOMAXPROCS=1"},
+			Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), null.Fd(), theirs.Fd()}, // stage2.ControlFD
+			Sys:   attr,
 		})
 		return pid, err
 	})
@@ -73,6 +56,76 @@ func (r *Runtime) launch(plan *stage2.Plan, stdio Stdio, extra []*os.File, attr 
 		return nil, err
 	}
 	return &stage{child: c, conn: conn}, nil
+}
+
+// maxDescriptors is how many a message can carry (SCM_MAX_FD in the kernel's
+// scm.h).
+const maxDescriptors = 253
+
+// give sends stage 2 its plan, with the streams and extra, the descriptors that
+// the plan counts from 1.
+func (s *stage) give(plan *stage2.Plan, stdio Stdio, extra []*os.File) error {
+	sealed, err := sealedFile(plan.Encode())
+	if err != nil {
+		return fmt.Errorf("pass the plan on: %w", err)
+	}
+	defer sealed.Close()
+	fds := []int{int(sealed.Fd())}
+	for _, f := range stdio.files() {
+		if f != nil && !plan.Process.Terminal {
+			fds = append(fds, int(fdOf(f)))
+		}
+	}
+	for _, f := range extra {
+		fds = append(fds, int(f.Fd()))
+	}
+	if len(fds) > maxDescriptors {
+		return fmt.Errorf("pass the plan on: %d descriptors, of which %d are its own; the kernel passes on %d", len(fds), len(extra), maxDescriptors)
+	}
+	m := stage2.Message{Kind: "plan"}
+	if _, _, err := s.conn.WriteMsgUnix(m.Encode(), unix.UnixRights(fds...), nil); err != nil {
+		return fmt.Errorf("pass the plan on: %w", err)
+	}
+	return nil
+}
+
+// ended tells whether the process is gone.
+func (s *stage) ended() bool {
+	select {
+	case <-s.child.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// descriptors are files for stage 2.
+type descriptors struct{ files []*os.File }
+
+// add takes a file over, and returns its number in a plan.
+func (d *descriptors) add(f *os.File) int {
+	d.files = append(d.files, f)
+	return len(d.files)
+}
+
+// tree adds a detached copy of what is mounted at path, or of the directory or
+// file there, with what is mounted below.
+func (d *descriptors) tree(path string, recursive bool) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, flags)
+	if err != nil {
+		return 0, err
+	}
+	return d.add(os.NewFile(uintptr(fd), path)), nil
+}
+
+func (d *descriptors) close() {
+	for _, f := range d.files {
+		f.Close()
+	}
 }
 
 // fdOf is f's descriptor. os.File.Fd would make it blocking, for the other
@@ -140,11 +193,8 @@ func (s *stage) during(ctx context.Context) (stop func() bool) {
 }
 
 func (s *stage) send(kind string) error {
-	text, err := json.Marshal(stage2.Message{Kind: kind})
-	if err == nil {
-		_, err = s.conn.Write(text)
-	}
-	if err != nil {
+	m := stage2.Message{Kind: kind}
+	if _, err := s.conn.Write(m.Encode()); err != nil {
 		return fmt.Errorf("send %q to stage 2: %w", kind, err)
 	}
 	return nil
@@ -175,7 +225,7 @@ func (s *stage) receive() (stage2.Message, int, error) {
 			unix.CloseOnExec(fd)
 		}
 	}
-	if err := json.Unmarshal(buf[:n], &m); err != nil {
+	if err := m.Decode(buf[:n]); err != nil {
 		return m, fd, fmt.Errorf("message of stage 2: %w", err)
 	}
 	if m.Kind == "error" {

@@ -13,10 +13,9 @@ import (
 )
 
 // rootPlan is the container's root as the spec asks for it.
-func rootPlan(spec *specs.Spec, rootfs string) (*stage2.Root, error) {
+func rootPlan(spec *specs.Spec) (*stage2.Root, error) {
 	linux := spec.Linux
 	root := &stage2.Root{
-		Path:      rootfs,
 		ReadOnly:  spec.Root != nil && spec.Root.Readonly,
 		Hostname:  spec.Hostname,
 		Domain:    spec.Domainname,

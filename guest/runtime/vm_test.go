@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -53,16 +54,26 @@ func TestGuest(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the guest's tests: %v\n%s", err, out)
 	}
-	if err := makeInitrd(initrd, filepath.Join(dir, "initrd"), exe); err != nil {
+	exe32 := filepath.Join(t.TempDir(), "seccomp32")
+	build = exec.CommandContext(t.Context(), "go", "build", "-ldflags", "-s -w", "-o", exe32, "./testdata/seccomp32")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH=386")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build a 32-bit program: %v\n%s", err, out)
+	}
+	if err := makeInitrd(initrd, filepath.Join(dir, "initrd"), exe, exe32); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	limit, execs := 5*time.Minute, *guestExecs
+	if os.Getenv("SAMPAN_NIGHTLY") != "" {
+		limit, execs = 15*time.Minute, 1000
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	args := []string{
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-M", "q35", "-accel", "tcg,thread=multi",
 		"-cpu", "max,cx16=off,erms=off,fsrm=off", "-smp", "2", "-m", "512", "-serial", "stdio", "-monitor", "none",
 		"-kernel", filepath.Join(dir, "vmlinuz"), "-initrd", initrd,
-		"-append", "console=ttyS0 quiet panic=-1 rdinit=/init.test cryptomgr.notests -- -test.v -test.run=" + *guestRun,
+		"-append", "console=ttyS0 quiet panic=-1 rdinit=/init.test cryptomgr.notests -- -test.v -test.run=" + *guestRun + " -guest.execs=" + strconv.Itoa(execs),
 	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	var console bytes.Buffer
@@ -73,8 +84,8 @@ func TestGuest(t *testing.T) {
 	report(t, console.String())
 }
 
-// makeInitrd appends a cpio archive with the test binary to the bundle's.
-func makeInitrd(name, base, test string) error {
+// makeInitrd appends a cpio archive with the test binaries to the bundle's.
+func makeInitrd(name, base, test, exe32 string) error {
 	exe, err := os.ReadFile(test)
 	if err != nil {
 		return err
@@ -102,6 +113,12 @@ func makeInitrd(name, base, test string) error {
 		}
 		entry(w, "stages/"+filepath.Base(path), 0o100755, stage)
 	}
+	small, err := os.ReadFile(exe32)
+	if err != nil {
+		return err
+	}
+	entry(w, "stages32", 0o040755, nil)
+	entry(w, "stages32/seccomp32", 0o100755, small)
 	entry(w, "TRAILER!!!", 0, nil)
 	return w.Flush()
 }

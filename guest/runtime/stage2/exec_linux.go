@@ -10,10 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reportFD is where the fork's end of the pipe is, on which it reports a step
-// that failed. It's PlanFD's number: the plan has been read.
-const reportFD = PlanFD
-
 // zombieError is an error of a fork that has ended; the agent, its parent, has
 // to reap it.
 type zombieError struct {

@@ -10,33 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openSource is a detached copy of a bind's source, in the agent's namespace;
-// -1 for other mounts.
-func (m Mount) openSource() (int, error) {
-	if m.Type != "" {
-		return -1, nil
-	}
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-	if m.Recursive {
-		flags |= unix.AT_RECURSIVE
-	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Source, flags)
-	if err != nil {
-		return -1, fmt.Errorf("mount %s: open source %s: %w", m.Dest, m.Source, err)
-	}
-	return fd, nil
-}
-
 // readOnlyLast tells whether the mount becomes read-only only after everything
 // has been made in it.
 func (m Mount) readOnlyLast() bool {
 	return m.Type == "tmpfs" && m.Set&unix.MOUNT_ATTR_RDONLY != 0
 }
 
-// attach mounts m in the container, from its source when it's a bind.
-func (m Mount) attach(source int) error {
+// attach mounts m in the container.
+func (m Mount) attach() error {
 	isDir := true
-	fd := source
+	fd := m.FD
 	set := m.Set
 	if m.readOnlyLast() {
 		set &^= unix.MOUNT_ATTR_RDONLY
@@ -48,6 +31,7 @@ func (m Mount) attach(source int) error {
 		}
 		defer unix.Close(fd)
 	} else {
+		defer unix.Close(fd)
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
 			return err

@@ -5,9 +5,12 @@
 // only the container's own file system can tell. The package imports little,
 // so that an executable made of it starts fast.
 //
-// Descriptors of stage 2: 0 to 2 are the process's streams, 3 is the plan (a
-// sealed memfd), 4 the control socket (SOCK_SEQPACKET, one JSON Message a
-// packet), 5 and up what the plan names.
+// Stage 2 may have been started before anybody knew what for (package runtime
+// keeps one in reserve), so it is told everything on its control socket
+// (SOCK_SEQPACKET, one Message a packet). The message "plan" brings the
+// descriptors of the plan (a sealed memfd), of those of the process's streams
+// that are neither null nor a terminal, and of what the plan names, in this
+// order.
 //
 // Everything after the threads' namespaces and credentials start to differ
 // happens in one locked thread, which then executes the program: execve from
@@ -22,25 +25,26 @@ const Name = "sampan-stage2"
 // InitName is argv[0] of the small init (docker run --init).
 const InitName = "sampan-init"
 
-// Descriptors of stage 2.
+// Descriptors of stage 2. Standard streams are /dev/null at first, and so is
+// reportFD, which keeps the number until an exec's fork reports there.
 const (
-	PlanFD    = 3
+	reportFD  = 3
 	ControlFD = 4
-	FirstFD   = 5
 )
 
-// Plan is what stage 2 does, in the order of its fields.
+// Plan is what stage 2 does, in the order of its fields. Descriptors (FD) are
+// counted, from 1, in the order in which they come with it; 0 is none.
 type Plan struct {
 	// Join, by descriptor: the namespaces of a running container (exec), or
 	// those that the spec names by path (create).
-	Join []Namespace `json:",omitempty"`
+	Join []Namespace
 
 	// Root is what Create's stage 2 makes; nil for an exec.
-	Root *Root `json:",omitempty"`
+	Root *Root
 
 	// PidFD, for an exec, is the container's first process, whose pid and
 	// cgroup namespaces the process joins, and CgroupFD its cgroup.
-	PidFD, CgroupFD int `json:",omitempty"`
+	PidFD, CgroupFD int
 
 	Process Process
 }
@@ -53,7 +57,7 @@ type Namespace struct {
 
 // Root is how the container looks from inside.
 type Root struct {
-	Path        string // the mounted root, in the agent's namespace
+	FD          int    // the root, a detached tree of mounts
 	Propagation uint64 // MS_SLAVE, …; 0 is MS_PRIVATE
 	ReadOnly    bool
 
@@ -73,17 +77,18 @@ type Root struct {
 // Mount is one line of the mount table. With an empty Type it's a bind.
 type Mount struct {
 	Dest    string
-	Type    string   `json:",omitempty"`
-	Source  string   `json:",omitempty"`
-	Options []string `json:",omitempty"` // "key" or "key=value", for the file system
+	Type    string
+	Source  string
+	FD      int      // a bind's source, a detached tree of mounts
+	Options []string // "key" or "key=value", for the file system
 
 	// MOUNT_ATTR_* to set and clear, on the mount and on the whole tree.
-	Set, Clear       uint64 `json:",omitempty"`
-	RecSet, RecClear uint64 `json:",omitempty"`
+	Set, Clear       uint64
+	RecSet, RecClear uint64
 
-	Recursive   bool   `json:",omitempty"` // rbind
-	Propagation uint64 `json:",omitempty"` // MS_PRIVATE, …
-	PropRec     bool   `json:",omitempty"` // for the whole tree
+	Recursive   bool   // rbind
+	Propagation uint64 // MS_PRIVATE, …
+	PropRec     bool   // for the whole tree
 }
 
 // Device is a node to make.
@@ -102,21 +107,21 @@ type Process struct {
 	Args, Env []string
 	Cwd       string
 	// Init runs Args under the small init, whose executable is InitFD.
-	InitFD int `json:",omitempty"`
+	InitFD int
 
 	UID, GID uint32
 	Groups   []uint32
 	Umask    uint32
 
 	Rlimits     []Rlimit
-	OOMScoreAdj *int `json:",omitempty"`
+	OOMScoreAdj *int
 
 	// Capability sets, bit n for capability n.
 	Bounding, Effective, Permitted, Inheritable, Ambient uint64
 	LastCap                                              int
 	NoNewPrivs                                           bool
 
-	Seccomp      []byte `json:",omitempty"` // sock_filter array
+	Seccomp      []byte // sock_filter array
 	SeccompFlags uint
 
 	Terminal      bool
@@ -133,14 +138,15 @@ type Rlimit struct {
 
 // Message is what stage 2 and the agent tell each other.
 type Message struct {
-	// From the agent: "network" (the interfaces are there), "start".
+	// From the agent: "plan" (with descriptors), "network" (the interfaces are
+	// there), "start".
 	// From stage 2: "ready" (with the terminal's master, when there is one),
 	// "started" (with Pid and a pidfd; exec only), "error".
 	Kind string
-	Pid  int    `json:",omitempty"` // also with "error", when there's a zombie to reap
-	Err  string `json:",omitempty"`
+	Pid  int // also with "error", when there's a zombie to reap
+	Err  string
 	// Class of the error: "", ClassNotFound or ClassNotExecutable.
-	Class string `json:",omitempty"`
+	Class string
 }
 
 // Classes of errors.

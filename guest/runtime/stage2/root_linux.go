@@ -11,18 +11,12 @@ import (
 // table says. It returns a procfs of the container that nothing in the image
 // can have covered.
 //
-// What comes from the outside (the root, the sources of binds) is opened
-// before the pivot; everything else happens after it, where no symbolic link
-// of the image leads out.
+// What comes from the outside (the root, the sources of binds) comes as
+// descriptors; everything happens after the pivot, where no symbolic link of
+// the image leads out.
 func enterRoot(root *Root) (proc int, err error) {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return -1, fmt.Errorf("stop mounts from spreading: %w", err)
-	}
-	sources := make([]int, len(root.Mounts))
-	for i, m := range root.Mounts {
-		if sources[i], err = m.openSource(); err != nil {
-			return -1, err
-		}
+	if err := private(); err != nil {
+		return -1, err
 	}
 	if err := pivot(root); err != nil {
 		return -1, err
@@ -31,30 +25,53 @@ func enterRoot(root *Root) (proc int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	for i, m := range root.Mounts {
-		if err := m.attach(sources[i]); err != nil {
+	for _, m := range root.Mounts {
+		if err := m.attach(); err != nil {
 			return -1, fmt.Errorf("mount %s: %w", m.Dest, err)
 		}
-		unix.Close(sources[i])
 	}
 	return proc, makeDevices(root)
 }
 
+// leave lets go of mounts of the agent, by where they are, in this process's
+// own mount namespace: one in reserve must not keep those of containers alive.
+func leave(mounts []string) error {
+	if len(mounts) == 0 {
+		return nil
+	}
+	if err := private(); err != nil {
+		return err
+	}
+	for _, dir := range mounts {
+		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err != nil && err != unix.EINVAL && err != unix.ENOENT { // it need not be there
+			return fmt.Errorf("let go of %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// private stops mounts from spreading, either way.
+func private() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("stop mounts from spreading: %w", err)
+	}
+	return nil
+}
+
 // pivot swaps the roots, and lets go of the agent's.
 func pivot(root *Root) error {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, root.Path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-	if err != nil {
-		return fmt.Errorf("open root %s: %w", root.Path, err)
-	}
+	fd := root.FD
 	defer unix.Close(fd)
-	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, root.Path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("mount root %s: %w", root.Path, err)
+	const place = "/proc" // any directory of the agent's root; it goes with that
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, place, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount root: %w", err)
 	}
 	if err := unix.Fchdir(fd); err != nil {
-		return fmt.Errorf("enter root %s: %w", root.Path, err)
+		return fmt.Errorf("enter root: %w", err)
 	}
 	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("pivot to root %s: %w", root.Path, err)
+		return fmt.Errorf("pivot to root: %w", err)
 	}
 	// The working directory is now the old root, stacked over the new one.
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {

@@ -1,0 +1,143 @@
+package runtime
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+var guestExecs = flag.Int("guest.execs", 60, "execs that TestContainerPeek looks at; nightly 1000")
+
+// peekName is what the test binary is called in the container that looks.
+const peekName = "/peek"
+
+// secret is something in the memory of the agent, which here is the test, and
+// in no file: stage 2 is of the same file.
+var secret = []byte(rand.Text())
+
+// TestContainerPeek: a container that may look into its processes, and does all
+// the time, sees nothing of the agent's memory, and no descriptor that leads to
+// the agent's files, while processes are started in it.
+func TestContainerPeek(t *testing.T) {
+	r := newRuntime(t)
+	hidden := make([]byte, len(secret))
+	for i := range secret {
+		hidden[i] = ^secret[i]
+	}
+	spec := dockerSpec(t, peekName, hex.EncodeToString(hidden))
+	caps := append([]string{"CAP_SYS_PTRACE"}, dockerCaps...)
+	spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: peekName, Type: "bind", Source: "/init.test", Options: []string{"bind"}})
+	o := newOutput(t)
+	c, err := r.Create(t.Context(), config(t, spec), Stdio{Stdout: o.w, Stderr: o.w})
+	o.w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Destroy(t.Context())
+	if err := c.Process().Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := *spec.Process
+	p.Args, p.Capabilities = []string{"true"}, nil
+	for range *guestExecs {
+		if err := r.Reserve(); err != nil {
+			t.Fatal(err)
+		}
+		e, err := c.Exec(t.Context(), &p, Stdio{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := e.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Process().Signal(int(unix.SIGTERM)); err != nil {
+		t.Fatal(err)
+	}
+	status, err := c.Process().Wait(t.Context())
+	out := <-o.text
+	t.Log(out)
+	if err != nil || status.Code != 0 || strings.Contains(out, "FOUND") || !strings.Contains(out, "looked at ") {
+		t.Errorf("ended with %v, %v", status, err)
+	}
+}
+
+// peek is the program of that container. It ends with SIGTERM.
+func peek(args []string) int {
+	want, err := hex.DecodeString(args[0])
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	for i := range want {
+		want[i] = ^want[i]
+	}
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, unix.SIGTERM)
+	pids, stages := map[string]bool{}, 0
+	for {
+		select {
+		case <-end:
+			fmt.Printf("looked at %d processes, %d times at a stage 2\n", len(pids), stages)
+			return 0
+		default:
+		}
+		list, _ := filepath.Glob("/proc/[0-9]*")
+		for _, dir := range list {
+			if dir == "/proc/1" {
+				continue
+			}
+			pids[dir] = true
+			if name, _ := os.ReadFile(dir + "/cmdline"); bytes.HasPrefix(name, []byte("sampan-stage2\x00")) {
+				stages++
+			}
+			look(dir, want)
+		}
+	}
+}
+
+// look searches what a process has open, and what it has written in memory.
+func look(dir string, want []byte) {
+	fds, _ := filepath.Glob(dir + "/fd/*")
+	for _, name := range append(fds, dir+"/root", dir+"/cwd") {
+		if _, err := os.Stat(name + "/../../../../../../init.test"); err == nil {
+			to, _ := os.Readlink(name)
+			fmt.Printf("FOUND the agent's root by %s, %s\n", name, to)
+		}
+	}
+	maps, err := os.ReadFile(dir + "/maps")
+	if err != nil {
+		return
+	}
+	mem, err := os.Open(dir + "/mem")
+	if err != nil {
+		return
+	}
+	defer mem.Close()
+	const most = 8 << 20 // bytes of one mapping; a Go heap is sparse
+	for line := range strings.Lines(string(maps)) {
+		var from, to int64
+		var mode string
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode); err != nil || !strings.HasPrefix(mode, "rw") {
+			continue
+		}
+		text := make([]byte, min(to-from, most))
+		if n, _ := mem.ReadAt(text, from); bytes.Contains(text[:n], want) {
+			fmt.Printf("FOUND the agent's memory in %s, %s\n", dir, line)
+		}
+	}
+}
