@@ -363,7 +363,10 @@ type StartRequest struct {
 	// Initial size of the terminal, when the spec's process has one.
 	Size *TerminalSize `protobuf:"bytes,7,opt,name=size,proto3" json:"size,omitempty"`
 	// Run a small init that forwards signals and reaps (docker run --init).
-	Init          bool `protobuf:"varint,8,opt,name=init,proto3" json:"init,omitempty"`
+	Init bool `protobuf:"varint,8,opt,name=init,proto3" json:"init,omitempty"`
+	// What the container writes to its own layer need not outlive a crash of the
+	// machine: the layer goes with its end.
+	Ephemeral     bool `protobuf:"varint,9,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -450,6 +453,13 @@ func (x *StartRequest) GetSize() *TerminalSize {
 func (x *StartRequest) GetInit() bool {
 	if x != nil {
 		return x.Init
+	}
+	return false
+}
+
+func (x *StartRequest) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
 	}
 	return false
 }
@@ -1377,7 +1387,7 @@ const file_agent_proto_rawDesc = "" +
 	"\tBootStage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vuptime_nano\x18\x02 \x01(\x03R\n" +
-	"uptimeNano\"\xf8\x02\n" +
+	"uptimeNano\"\x96\x03\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12\x16\n" +
@@ -1386,7 +1396,8 @@ const file_agent_proto_rawDesc = "" +
 	"\tendpoints\x18\x05 \x03(\v2\x19.sampan.agent.v1.EndpointR\tendpoints\x122\n" +
 	"\astreams\x18\x06 \x01(\v2\x18.sampan.agent.v1.StreamsR\astreams\x121\n" +
 	"\x04size\x18\a \x01(\v2\x1d.sampan.agent.v1.TerminalSizeR\x04size\x12\x12\n" +
-	"\x04init\x18\b \x01(\bR\x04init\x1a8\n" +
+	"\x04init\x18\b \x01(\bR\x04init\x12\x1c\n" +
+	"\tephemeral\x18\t \x01(\bR\tephemeral\x1a8\n" +
 	"\n" +
 	"FilesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

@@ -66,7 +66,9 @@ func run(log *slog.Logger) error {
 			log.Error(err.Error())
 		}
 	}()
-	rt, err := runtime.New(runtime.Options{Children: kids, Stage2: stage2})
+	rt, err := runtime.New(runtime.Options{
+		Children: kids, Stage2: stage2, Cgroup: boot.CgroupDir, Mounts: []string{"/run", boot.DataDir},
+	})
 	if err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ type container struct {
 
 // Start implements proto.AgentService.
 func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.StartResponse, error) {
-	c, err := s.reserve(ctx, req.Id)
+	c, err := s.enter(ctx, req.Id)
 	if err != nil {
 		return nil, err
 	}
@@ -71,6 +71,7 @@ func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.St
 		}
 		return nil, failed("", err)
 	}
+	go s.reserve()
 	return &proto.StartResponse{Pid: int32(pid)}, nil
 }
 
@@ -92,9 +93,16 @@ func diskFailed() error {
 	return nil
 }
 
-// reserve enters a container that is about to start. One of the same name that
+// reserve prepares for the next Start and Exec.
+func (s *Service) reserve() {
+	if err := s.cfg.Runtime.Reserve(); err != nil {
+		s.cfg.Log.Warn("no process in reserve: " + err.Error())
+	}
+}
+
+// enter lists a container that is about to start. One of the same name that
 // has ended is forgotten.
-func (s *Service) reserve(ctx context.Context, id string) (*container, error) {
+func (s *Service) enter(ctx context.Context, id string) (*container, error) {
 	if err := checkName("container", id); err != nil {
 		return nil, err
 	}
@@ -104,6 +112,13 @@ func (s *Service) reserve(ctx context.Context, id string) (*container, error) {
 	if old != nil {
 		if _, err := s.Remove(ctx, &proto.RemoveRequest{Id: id}); err != nil {
 			return nil, err
+		}
+	}
+	if old = s.leaver(id); old != nil {
+		select {
+		case <-old.gone:
+		case <-ctx.Done():
+			return nil, failed("start container "+id, ctx.Err())
 		}
 	}
 	s.mu.Lock()
@@ -138,6 +153,7 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 	root := &rootfs{
 		layers: s.layers, names: req.Layers,
 		run: filepath.Join(containersRun, c.id), data: filepath.Join(containersData, c.id),
+		ephemeral: req.Ephemeral,
 	}
 	conns, err := s.prepare(ctx, root, spec, req, &undo)
 	if err != nil {
@@ -149,7 +165,7 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 	}
 	undo.add(stdio.closeOurs)
 	cfg := runtime.Config{
-		ID: c.id, Spec: spec, Rootfs: root.root(), Cgroup: filepath.Join(boot.CgroupDir, c.id), Init: req.Init,
+		ID: c.id, Spec: spec, Rootfs: root.root(), Init: req.Init,
 	}
 	if len(req.Endpoints) > 0 {
 		cfg.NetNS = func(pid int) error { return s.network.Join(pid, req.Endpoints) }
@@ -280,24 +296,46 @@ func (s *Service) Remove(ctx context.Context, req *proto.RemoveRequest) (*proto.
 		default:
 			return nil, errorf(codes.FailedPrecondition, "container %s is running", req.Id)
 		}
-		select {
-		case <-c.gone: // soon: destroyTimeout
-		case <-ctx.Done():
-			return nil, failed("remove container "+req.Id, ctx.Err())
-		}
-		s.mu.Lock()
-		if s.containers[req.Id] == c {
-			delete(s.containers, req.Id)
-		}
-		s.mu.Unlock()
+		s.leave(c)
 	}
 	if req.Purge {
-		if err := discard(filepath.Join(containersData, req.Id)); err != nil {
+		var gone <-chan struct{}
+		if c = s.leaver(req.Id); c != nil {
+			gone = c.gone
+		}
+		if err := discard(filepath.Join(containersData, req.Id), gone); err != nil {
 			return nil, failed("remove container "+req.Id, err)
 		}
 	}
 	go s.layers.sweep()
 	return &proto.Empty{}, nil
+}
+
+// leave forgets a container whose first process has ended. What is left of it
+// is taken down meanwhile, so that nobody has to wait; but for a new one of its
+// name, and for the power-off.
+func (s *Service) leave(c *container) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.containers[c.id] != c {
+		return
+	}
+	delete(s.containers, c.id)
+	s.leaving[c.id] = c
+	go func() {
+		<-c.gone // soon: destroyTimeout
+		s.mu.Lock()
+		delete(s.leaving, c.id)
+		s.mu.Unlock()
+		s.layers.sweep()
+	}()
+}
+
+// leaver is the container of that name that is being taken down, or nil.
+func (s *Service) leaver(id string) *container {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.leaving[id]
 }
 
 // end ends a container for the machine's power-off.

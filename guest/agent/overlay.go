@@ -3,6 +3,8 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -11,8 +13,9 @@ import (
 
 // mountOverlay mounts layers (bottom first) under a writable directory. It
 // uses the new mount API, since the options of 127 layers don't fit in
-// mount(2)'s one page.
-func mountOverlay(target string, layers []string, upper, work string) error {
+// mount(2)'s one page. What is written to an ephemeral one need not reach the
+// disk: not when a process asks for that, and not when it is unmounted.
+func mountOverlay(target string, layers []string, upper, work string, ephemeral bool) error {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("overlay: %w", err)
@@ -31,6 +34,16 @@ func mountOverlay(target string, layers []string, upper, work string) error {
 	for _, o := range options {
 		if err := unix.FsconfigSetString(fd, o[0], o[1]); err != nil {
 			return overlayError(fd, fmt.Sprintf("%s=%s", o[0], o[1]), err)
+		}
+	}
+	if ephemeral {
+		// The kernel's mark that something may be missing, from an earlier run in
+		// this boot, where nothing is.
+		if err := os.RemoveAll(filepath.Join(work, "work", "incompat")); err != nil {
+			return fmt.Errorf("overlay: %w", err)
+		}
+		if err := unix.FsconfigSetFlag(fd, "volatile"); err != nil {
+			return overlayError(fd, "volatile", err)
 		}
 	}
 	if err := unix.FsconfigCreate(fd); err != nil {

@@ -19,6 +19,8 @@ type rootfs struct {
 	run    string   // /run/sampan/containers/ID
 	data   string   // /data/containers/ID
 	binds  []string // mounted below run, in order
+	// ephemeral says that the writable layer goes with the container's end.
+	ephemeral bool
 }
 
 // emptyLayer stands in for the layers of an image that has none.
@@ -48,7 +50,7 @@ func (r *rootfs) mount() (err error) {
 	if len(paths) == 0 {
 		paths = []string{emptyLayer}
 	}
-	if err := mountOverlay(r.root(), paths, upper, work); err != nil {
+	if err := mountOverlay(r.root(), paths, upper, work, r.ephemeral); err != nil {
 		r.layers.release(r.names)
 		return err
 	}

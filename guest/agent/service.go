@@ -49,8 +49,9 @@ type Service struct {
 	mu         sync.Mutex
 	network    *network.Network // set by Configure
 	containers map[string]*container
-	guestExecs *processes // of the guest itself
-	ending     bool       // no new processes
+	leaving    map[string]*container // removed, and being taken down
+	guestExecs *processes            // of the guest itself
+	ending     bool                  // no new processes
 	volumes    map[string]*sync.Mutex
 }
 
@@ -58,7 +59,7 @@ type Service struct {
 func New(cfg Config) *Service {
 	return &Service{
 		cfg: cfg, layers: newLayers(boot.ImagesDir, boot.RunDir+"/layers"),
-		off: make(chan struct{}), containers: map[string]*container{},
+		off: make(chan struct{}), containers: map[string]*container{}, leaving: map[string]*container{},
 		guestExecs: newProcesses(), volumes: map[string]*sync.Mutex{},
 	}
 }
@@ -107,6 +108,7 @@ func (s *Service) Configure(_ context.Context, req *proto.ConfigureRequest) (*pr
 	for _, st := range s.cfg.Stages() {
 		res.Stages = append(res.Stages, &proto.BootStage{Name: st.Name, UptimeNano: int64(st.Uptime)})
 	}
+	go s.reserve()
 	return res, nil
 }
 
@@ -159,6 +161,9 @@ func (s *Service) End(grace time.Duration) {
 	for _, c := range s.containers {
 		all = append(all, c)
 	}
+	for _, c := range s.leaving {
+		all = append(all, c)
+	}
 	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), grace+endTimeout)
 	defer cancel()
@@ -168,6 +173,9 @@ func (s *Service) End(grace time.Duration) {
 	}
 	eg.Go(func() error { s.guestExecs.signal(int(unix.SIGKILL)); return nil })
 	if err := eg.Wait(); err != nil {
+		s.cfg.Log.Warn(err.Error())
+	}
+	if err := s.cfg.Runtime.Close(); err != nil {
 		s.cfg.Log.Warn(err.Error())
 	}
 	s.layers.unmountAll()

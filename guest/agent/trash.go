@@ -14,9 +14,9 @@ import (
 // moving there takes none, and after a crash the next boot goes on.
 const trashDir = boot.DataDir + "/trash"
 
-// discard makes a directory disappear at once and deletes it afterwards. One
-// that doesn't exist is no error.
-func discard(dir string) error {
+// discard makes a directory disappear at once and deletes it afterwards, when
+// after is closed (nil: at once). One that doesn't exist is no error.
+func discard(dir string, after <-chan struct{}) error {
 	if err := os.MkdirAll(trashDir, 0o700); err != nil {
 		return err
 	}
@@ -26,7 +26,12 @@ func discard(dir string) error {
 	}
 	err = os.Rename(dir, filepath.Join(grave, "0"))
 	// Bounded by the number of files; a power-off leaves the rest to EmptyTrash.
-	go os.RemoveAll(grave)
+	go func() {
+		if after != nil {
+			<-after
+		}
+		os.RemoveAll(grave)
+	}()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

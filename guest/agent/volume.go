@@ -119,7 +119,7 @@ func (s *Service) RemoveVolume(_ context.Context, req *proto.VolumeRequest) (*pr
 	lock := s.volumeLock(req.Name)
 	lock.Lock()
 	defer lock.Unlock()
-	if err := discard(filepath.Join(volumesDir, req.Name)); err != nil {
+	if err := discard(filepath.Join(volumesDir, req.Name), nil); err != nil {
 		return nil, failed("remove volume "+req.Name, err)
 	}
 	return &proto.Empty{}, nil

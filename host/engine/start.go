@@ -183,6 +183,8 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 		Id: rec.ID, Layers: rec.Layers,
 		Streams: &proto.Streams{Tty: rec.Config.Tty, Stdin: rec.Config.OpenStdin, Stdout: true, Stderr: true},
 		Init:    rec.HostConfig.Init != nil && *rec.HostConfig.Init,
+
+		Ephemeral: rec.HostConfig.AutoRemove,
 	}
 	if spec.Process.ConsoleSize != nil {
 		req.Size = &proto.TerminalSize{Rows: uint32(spec.Process.ConsoleSize.Height), Columns: uint32(spec.Process.ConsoleSize.Width)}
