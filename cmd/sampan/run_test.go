@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -54,6 +56,25 @@ func TestRunRemoveWaitsForRemoval(t *testing.T) {
 	}
 	if wait := f.seen()[2]; !strings.HasSuffix(wait, "?condition=removed") {
 		t.Errorf("waits with %s", wait)
+	}
+}
+
+// TestRunBrokenPipe: who reads has gone, as in `run … | head`; Docker's client
+// says so and exits with 1.
+func TestRunBrokenPipe(t *testing.T) {
+	f := newFake(t)
+	f.container(0, "more\n", "")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	r.Close()
+	var errOut bytes.Buffer
+	a := newApp(strings.NewReader(""), w, &errOut, func(string) string { return f.home })
+	code := run(t.Context(), []string{"run", "-i", "x"}, a)
+	if want := "write |1: broken pipe\n"; code != 1 || errOut.String() != want {
+		t.Errorf("code %d, %q; want 1, %q", code, errOut.String(), want)
 	}
 }
 

@@ -85,7 +85,9 @@ func (a *app) foreground(ctx context.Context, docker *client.Client, s session) 
 	if err := st.copy(ctx); errors.As(err, new(term.EscapeError)) {
 		return 0, errDetached
 	} else if err != nil {
-		return 0, fmt.Errorf("the container's output: %w", err)
+		// As with Docker: the container ran, so this is no failure of the start,
+		// and it runs on when nobody reads any more (`run … | head`).
+		return 0, &exitError{code: exitFailure, text: err.Error()}
 	}
 	return exitCode(wait)
 }

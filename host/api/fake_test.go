@@ -99,6 +99,7 @@ type fakeGuest struct {
 	procs   map[string]*process // by container/exec
 	removed []string            // purged containers and volumes
 	resized []string
+	looked  int // for layers that were removed
 }
 
 func (g *fakeGuest) Done() <-chan struct{} { return g.done }
@@ -247,6 +248,14 @@ func (g *fakeGuest) Remove(_ context.Context, req *proto.RemoveRequest) (*proto.
 		g.removed = append(g.removed, req.Id)
 	}
 	return &proto.Empty{}, nil
+}
+
+// Status looks for layers that were removed, as the agent's does.
+func (g *fakeGuest) Status(context.Context, *proto.Empty) (*proto.StatusResponse, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.looked++
+	return &proto.StatusResponse{}, nil
 }
 
 func (g *fakeGuest) RemoveVolume(_ context.Context, req *proto.VolumeRequest) (*proto.Empty, error) {

@@ -343,6 +343,7 @@ func (s *server) imageRemove(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	s.Engine.LayersRemoved()
 	list := []apiimage.DeleteResponse{}
 	for _, step := range removed {
 		list = append(list, apiimage.DeleteResponse{Untagged: step.Untagged, Deleted: step.Deleted})

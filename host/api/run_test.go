@@ -72,6 +72,12 @@ func TestWords(t *testing.T) {
 	d.ok("rm", "-f", "up", "made")
 	d.ok("volume", "rm", "data")
 	d.ok("rmi", "img")
+	g := d.machine.running()
+	until(t, "the guest looks for layers to let go of", func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.looked == 1
+	})
 }
 
 // What is not supported is refused by its name.

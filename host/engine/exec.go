@@ -20,7 +20,8 @@ import (
 	"sampan/proto"
 )
 
-// execKept is how long an ended exec can still be inspected.
+// execKept is how long an ended exec can still be inspected, and how long one
+// may wait for its start.
 const execKept = 5 * time.Minute
 
 // exec is one more process in a container, or in the guest itself.
@@ -86,6 +87,13 @@ func (e *Engine) addExec(c *ctr, req container.ExecCreateRequest) (*exec, error)
 	e.mu.Lock()
 	e.execs[x.id] = x
 	e.mu.Unlock()
+	time.AfterFunc(execKept, func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if !x.started {
+			e.dropExec(x)
+		}
+	})
 	return x, nil
 }
 
@@ -360,11 +368,13 @@ func (x *exec) end(code int) {
 
 // expire forgets an ended exec after a while.
 func (e *Engine) expire(x *exec) {
-	time.AfterFunc(execKept, func() {
-		e.mu.Lock()
-		delete(e.execs, x.id)
-		e.mu.Unlock()
-	})
+	time.AfterFunc(execKept, func() { e.dropExec(x) })
+}
+
+func (e *Engine) dropExec(x *exec) {
+	e.mu.Lock()
+	delete(e.execs, x.id)
+	e.mu.Unlock()
 }
 
 // ExecInspect describes an exec.

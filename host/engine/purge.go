@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"slices"
 	"sync"
+	"time"
 
 	"sampan/proto"
 )
@@ -102,4 +103,24 @@ func (e *Engine) discard(ctx context.Context, item purge) error {
 		e.log.Warn("removal is left for the next boot", "item", item, "error", err)
 	}
 	return e.purges.add(item)
+}
+
+// layersTimeout bounds how long the guest may take to answer LayersRemoved.
+const layersTimeout = 10 * time.Second
+
+// LayersRemoved tells the guest that layers may have been deleted: those that
+// it keeps mounted for the next container would hold their space. It neither
+// boots the machine nor waits for it.
+func (e *Engine) LayersRemoved() {
+	g := e.machine.Running()
+	if g == nil {
+		return
+	}
+	e.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(e.ctx, layersTimeout)
+		defer cancel()
+		if _, err := g.Status(ctx, &proto.Empty{}); err != nil { // it looks at its layers then
+			e.log.Warn("removed layers may stay mounted in the guest", "error", err)
+		}
+	})
 }
