@@ -96,7 +96,11 @@ lint: ## gofmt, vet, import rules, and the macOS code type-checked
 proto: ## Generate proto/*.pb.go (needs protobuf-compiler)
 	cd proto && PATH="$$(go env GOPATH)/bin:$$PATH" go generate
 
-bench: build guest ## Measure, and write docs/benchmarks.md
+# What the benchmark compares with: crun of the guest's own Debian.
+dist/root-crun:
+	go run ./kernel/mkroot -out $@ crun base-files busybox-static
+
+bench: build guest dist/root-crun ## Measure, and write docs/benchmarks.md
 	go run ./cmd/sampan-bench -bin bin -out docs/benchmarks.md
 
 install: build guest ## Install below PREFIX (default: /usr/local, or ~/.local when not root)

@@ -25,6 +25,7 @@ import (
 type bench struct {
 	dir, home, sampan string
 	share             string // on the host
+	crunRoot          string // of Debian's package
 	bundle            *kernel.Bundle
 	how               string     // the machine, in its own words
 	port              int        // of the server container
@@ -42,7 +43,7 @@ func newBench(ctx context.Context, bin string) (_ *bench, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &bench{dir: dir, home: filepath.Join(dir, "home"), sampan: filepath.Join(bin, "sampan"), share: filepath.Join(dir, "share")}
+	b := &bench{dir: dir, home: filepath.Join(dir, "home"), sampan: filepath.Join(bin, "sampan"), share: filepath.Join(dir, "share"), crunRoot: filepath.Join(filepath.Dir(bin), "dist", "root-crun")}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.close())
@@ -78,7 +79,10 @@ func newBench(ctx context.Context, bin string) (_ *bench, err error) {
 	if b.port, err = freePort(); err != nil {
 		return nil, err
 	}
-	return b, b.serve(ctx)
+	if err := b.serve(ctx); err != nil {
+		return nil, err
+	}
+	return b, b.serveCrun(ctx)
 }
 
 // serve starts the container that the warm rows use.

@@ -86,7 +86,7 @@ func run(ctx context.Context, bin, out string, runs, files int, only string) (er
 const header = `# Benchmarks
 
 Written by ` + "`make bench`" + `: Sampan beside a limit that no container runtime on this
-machine can pass. The two take turns; each figure is the median of %d runs after
+machine can pass, or beside the fastest one. The two take turns; each figure is the median of %d runs after
 one that does not count. %d processors; %s; %s.
 
 Under emulation (TCG) everything in the guest is 10 to 30 times slower than on

@@ -25,14 +25,11 @@ func (b *bench) rows() []row {
 	here := "http://" + ln.Addr().String()
 	there := fmt.Sprintf("http://127.0.0.1:%d", b.port)
 	return append(b.vsockRows(), []row{
-		{"warm: `run --rm busybox true`", "fork and exec in the guest", "namespaces, cgroup, overlay and three process images under emulation", "ms",
-			func(ctx context.Context) (float64, error) {
-				return millis(func() error { return b.do(ctx, "run", "--rm", "busybox", "true") })
-			}, b.forkExec},
-		{"`exec true`", "fork and exec in the guest", "the second stage's start, a Go program's", "ms",
-			func(ctx context.Context) (float64, error) {
-				return millis(func() error { return b.do(ctx, "exec", "server", "true") })
-			}, b.forkExec},
+		{"warm: `run --rm busybox true`", "fork and exec in the guest", "namespaces, overlay, a network interface, under emulation", "ms", b.run, b.forkExec},
+		{"warm: `run --rm busybox true`", "`crun run` of the same alone, in the same guest", "the same", "ms", b.run, b.crunRun},
+		{"20 × `run --rm busybox true` at once", "20 × `crun run` at once", "the guest's processors: a second stage's start each", "ms", b.runMany, b.crunMany},
+		{"`exec true`", "fork and exec in the guest", "joining namespaces, and two round trips", "ms", b.exec, b.forkExec},
+		{"`exec true`", "`crun exec` alone, in the same guest", "the same", "ms", b.exec, b.crunExec},
 		{"`run -d -p` to the first answer", "fork and exec in the guest", "as `run`, and busybox's httpd", "ms", b.firstAnswer, b.forkExec},
 		{"published port: one request", "the host's loopback", "two wake-ups of the guest", "ms",
 			func(ctx context.Context) (float64, error) { return requestTime(ctx, there+"/page") },
@@ -61,6 +58,14 @@ func piped(cmd *exec.Cmd) (float64, error) {
 	cmd.Stderr = nil                             // dd's account
 	cmd.Stdout = struct{ io.Writer }{io.Discard} // not a file: a pipe that we read
 	return rate(bigSize, cmd.Run)
+}
+
+func (b *bench) run(ctx context.Context) (float64, error) {
+	return millis(func() error { return b.do(ctx, "run", "--rm", "busybox", "true") })
+}
+
+func (b *bench) exec(ctx context.Context) (float64, error) {
+	return millis(func() error { return b.do(ctx, "exec", "server", "true") })
 }
 
 // cold stops the daemon, then times the first run.
