@@ -119,8 +119,38 @@ func makeInitrd(name, base, test, exe32 string) error {
 	}
 	entry(w, "stages32", 0o040755, nil)
 	entry(w, "stages32/seccomp32", 0o100755, small)
+	if err := addStrace(w); err != nil {
+		return err
+	}
 	entry(w, "TRAILER!!!", 0, nil)
 	return w.Flush()
+}
+
+var library = regexp.MustCompile(`(/\S+) \(0x`)
+
+// addStrace adds the host's strace with its libraries, in a folder of its own.
+func addStrace(w io.Writer) error {
+	exe, err := exec.LookPath("strace")
+	if err != nil {
+		return fmt.Errorf("%w: run `make deps`", err)
+	}
+	list, err := exec.Command("ldd", exe).Output()
+	if err != nil {
+		return fmt.Errorf("ldd %s: %w", exe, err)
+	}
+	entry(w, "strace", 0o040755, nil)
+	names := []string{exe}
+	for _, m := range library.FindAllStringSubmatch(string(list), -1) {
+		names = append(names, m[1])
+	}
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		entry(w, "strace/"+filepath.Base(name), 0o100755, data)
+	}
+	return nil
 }
 
 // entry writes a file in cpio's "newc" format.
