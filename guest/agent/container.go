@@ -71,7 +71,7 @@ func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.St
 		}
 		return nil, failed("", err)
 	}
-	go s.reserve()
+	go s.prepareNext()
 	return &proto.StartResponse{Pid: int32(pid)}, nil
 }
 
@@ -93,8 +93,8 @@ func diskFailed() error {
 	return nil
 }
 
-// reserve prepares for the next Start and Exec.
-func (s *Service) reserve() {
+// prepareNext makes ready for the next Start and Exec.
+func (s *Service) prepareNext() {
 	if err := s.cfg.Runtime.Reserve(); err != nil {
 		s.cfg.Log.Warn("no process in reserve: " + err.Error())
 	}

@@ -48,7 +48,7 @@ func (s *Service) Exec(ctx context.Context, req *proto.ExecRequest) (*proto.Star
 		p.failed(err)
 		return nil, failed("", err)
 	}
-	go s.reserve()
+	go s.prepareNext()
 	return &proto.StartResponse{Pid: int32(pid)}, nil
 }
 

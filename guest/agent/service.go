@@ -108,7 +108,7 @@ func (s *Service) Configure(_ context.Context, req *proto.ConfigureRequest) (*pr
 	for _, st := range s.cfg.Stages() {
 		res.Stages = append(res.Stages, &proto.BootStage{Name: st.Name, UptimeNano: int64(st.Uptime)})
 	}
-	go s.reserve()
+	go s.prepareNext()
 	return res, nil
 }
 

@@ -17,7 +17,7 @@ import (
 // in DESIGN's order, and between the last ones nothing else that counts.
 var (
 	setUp = []string{
-		`execve\(.*\["sampan-stage2"`, `prctl\(PR_SET_DUMPABLE, SUID_DUMP_DISABLE\)`, `recvmsg\(`,
+		`execve\(.*\["sampan-stage2"`, `prctl\(PR_SET_DUMPABLE, SUID_DUMP_DISABLE`, `recvmsg\(`,
 		`move_mount\(`, `pivot_root\(`, `umount2\("\.", MNT_DETACH`, `move_mount\(`, `sethostname\("box"`,
 		`sendmsg\(`, `recvmsg\(`, `keyctl\(`,
 	}
