@@ -146,13 +146,14 @@ func (h *home) startTrapped(t testing.TB, kill int) *trap {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { tr.end(t) })
 	if tr.listener, err = receiveFile(pair[0]); err != nil {
 		tr.cmd.Process.Kill()
+		tr.cmd.Wait()
 		t.Fatalf("no listener from the trapped daemon: %v\n%s", err, tr.log.Bytes())
 	}
 	go tr.serve()
 	go func() { tr.cmd.Wait(); close(tr.ended) }()
+	t.Cleanup(func() { tr.end(t) })
 	ready.SetReadDeadline(time.Now().Add(30 * time.Second))
 	buf := make([]byte, 4096)
 	n, err := ready.Read(buf)
@@ -166,7 +167,11 @@ func (h *home) startTrapped(t testing.TB, kill int) *trap {
 func receiveFile(sock int) (*os.File, error) {
 	unix.SetsockoptTimeval(sock, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10})
 	oob := make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(sock, make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
+	var n int
+	err := error(unix.EINTR)
+	for err == unix.EINTR { // by signals of Go's own; with a timeout the kernel does not go on by itself
+		_, n, _, _, err = unix.Recvmsg(sock, make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
+	}
 	if err != nil {
 		return nil, err
 	}
