@@ -74,6 +74,7 @@ nightly: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/
 	SAMPAN_NIGHTLY=1 SAMPAN_E2E_RUN='$(NIGHTLY)' go test -count=1 -v -timeout 4h \
 	  -run '$(if $(filter 0,$(shell id -u)),^TestAsOrdinaryUser$$,$(NIGHTLY))' ./cmd/sampan/e2e
 	SAMPAN_NIGHTLY=1 go test -count=1 -v -timeout 10m -run '^TestMemory$$' ./cmd/sampan-agent
+	SAMPAN_NIGHTLY=1 go test -count=1 -v -timeout 30m -run '^TestGuest$$' ./guest/runtime
 
 test-arm64: ## The drivers' conformance suite with an arm64 guest, emulated here
 	@$(MAKE) --no-print-directory deps DEPS="$(BUILD_DEPS) $(QEMU_arm64)"

@@ -29,6 +29,7 @@ type exec struct {
 	id  string
 	ctr *ctr // nil: the guest
 	req container.ExecCreateRequest
+	up  chan struct{} // closed when the guest has started it, or failed to
 
 	mu      sync.Mutex
 	started bool
@@ -83,7 +84,7 @@ func (e *Engine) addExec(c *ctr, req container.ExecCreateRequest) (*exec, error)
 	if req.WorkingDir != "" && !strings.HasPrefix(req.WorkingDir, "/") {
 		return nil, invalid("the working directory '%s' is invalid, it needs to be an absolute path", req.WorkingDir)
 	}
-	x := &exec{id: newID(), ctr: c, req: req}
+	x := &exec{id: newID(), ctr: c, up: make(chan struct{}), req: req}
 	e.mu.Lock()
 	e.execs[x.id] = x
 	e.mu.Unlock()
@@ -229,6 +230,7 @@ func (e *Engine) beginExec(ctx context.Context, x *exec, o container.ExecStartRe
 		x.mu.Lock()
 		x.pid, x.running = int(resp.GetPid()), err == nil
 		x.mu.Unlock()
+		close(x.up)
 		return err
 	})
 }
@@ -411,6 +413,16 @@ func (e *Engine) ExecResize(ctx context.Context, id string, rows, columns uint32
 	x, err := e.findExec(id)
 	if err != nil {
 		return err
+	}
+	// Clients send the size together with the start; dockerd waits as long
+	// (ContainerExecResize in its daemon/resize.go).
+	t := time.NewTimer(10 * time.Second)
+	defer t.Stop()
+	select {
+	case <-x.up:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
 	}
 	x.mu.Lock()
 	g, running := x.guest, x.running
