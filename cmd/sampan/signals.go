@@ -86,7 +86,8 @@ func callOff(ctx context.Context, docker *client.Client, id string, signals chan
 				if name == "" {
 					continue
 				}
-				if _, err := docker.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: name}); err == nil {
+				// The start ends before this is answered: not cancelled with it.
+				if _, err := docker.ContainerKill(context.WithoutCancel(ctx), id, client.ContainerKillOptions{Signal: name}); err == nil {
 					taken = s
 				} else {
 					kept = append(kept, s)
