@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/moby/moby/api/types/container"
 	apinet "github.com/moby/moby/api/types/network"
 )
 
@@ -29,6 +30,26 @@ func hashID(parts ...string) string {
 
 // endpointID names a container's end of a network.
 func endpointID(container, network string) string { return hashID("endpoint", container, network) }
+
+func onBridge(m container.NetworkMode) bool { return !m.IsHost() && !m.IsNone() }
+
+// join gives a run its address.
+func (e *Engine) join(rec *record, r *run) error {
+	ip, err := e.ipam.take()
+	if err != nil {
+		return err
+	}
+	r.ip, r.mac = ip, apinet.HardwareAddr(macOf(ip))
+	if rec.Endpoint != nil && len(rec.Endpoint.MacAddress) > 0 {
+		r.mac = rec.Endpoint.MacAddress
+	}
+	return nil
+}
+
+// target is where the guest finds a port of the container.
+func (r *run) target(port apinet.Port) string {
+	return netip.AddrPortFrom(r.ip, port.Num()).String()
+}
 
 // NetworkList returns the networks that match.
 func (e *Engine) NetworkList(f Filters) ([]apinet.Summary, error) {

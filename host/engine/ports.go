@@ -10,24 +10,13 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/moby/moby/api/types/container"
 	apinet "github.com/moby/moby/api/types/network"
 
 	"sampan/host/network"
 )
 
-func onBridge(m container.NetworkMode) bool { return !m.IsHost() && !m.IsNone() }
-
-// connect gives a run its address and publishes its ports.
-func (e *Engine) connect(rec *record, r *run) error {
-	ip, err := e.ipam.take()
-	if err != nil {
-		return err
-	}
-	r.ip, r.mac = ip, apinet.HardwareAddr(macOf(ip))
-	if rec.Endpoint != nil && len(rec.Endpoint.MacAddress) > 0 {
-		r.mac = rec.Endpoint.MacAddress
-	}
+// publishPorts publishes a run's ports.
+func (e *Engine) publishPorts(rec *record, r *run) error {
 	r.bound = apinet.PortMap{}
 	for _, port := range sortedPorts(rec.Config.ExposedPorts) {
 		bindings := rec.HostConfig.PortBindings[port]
@@ -50,9 +39,8 @@ func (e *Engine) publish(rec *record, r *run, port apinet.Port, b apinet.PortBin
 	if err != nil {
 		return err
 	}
-	target := netip.AddrPortFrom(r.ip, port.Num()).String()
 	spec := network.Spec{Proto: "tcp", Log: e.log, Dial: func(ctx context.Context) (net.Conn, error) {
-		return r.guest.Dial(ctx, "tcp", target)
+		return r.guest.Dial(ctx, "tcp", r.target(port))
 	}}
 	// The unspecified IPv4 address is Docker's word for "any".
 	if b.HostIP.IsValid() && b.HostIP != netip.IPv4Unspecified() {

@@ -193,7 +193,10 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 		return nil, err
 	}
 	if onBridge(rec.HostConfig.NetworkMode) {
-		if err := e.connect(rec, r); err != nil {
+		if err := e.join(rec, r); err != nil {
+			return nil, err
+		}
+		if err := e.publishPorts(rec, r); err != nil {
 			return nil, err
 		}
 		req.Endpoints = []*proto.Endpoint{{
