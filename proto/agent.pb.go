@@ -366,7 +366,9 @@ type StartRequest struct {
 	Init bool `protobuf:"varint,8,opt,name=init,proto3" json:"init,omitempty"`
 	// What the container writes to its own layer need not outlive a crash of the
 	// machine: the layer goes with its end.
-	Ephemeral     bool `protobuf:"varint,9,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	Ephemeral bool `protobuf:"varint,9,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	// The check of the container's health, which the guest runs. Absent: none.
+	Health        *HealthCheck `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -464,6 +466,99 @@ func (x *StartRequest) GetEphemeral() bool {
 	return false
 }
 
+func (x *StartRequest) GetHealth() *HealthCheck {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+// HealthCheck is a command that is run in a container again and again. All
+// fields are required, but the start period.
+type HealthCheck struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Process           []byte                 `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`                                                 // OCI runtime-spec Process, as JSON; user as in Start
+	IntervalNano      int64                  `protobuf:"varint,2,opt,name=interval_nano,json=intervalNano,proto3" json:"interval_nano,omitempty"`                  // between the end of a run and the next
+	TimeoutNano       int64                  `protobuf:"varint,3,opt,name=timeout_nano,json=timeoutNano,proto3" json:"timeout_nano,omitempty"`                     // of a run
+	StartPeriodNano   int64                  `protobuf:"varint,4,opt,name=start_period_nano,json=startPeriodNano,proto3" json:"start_period_nano,omitempty"`       // in which failures don't count
+	StartIntervalNano int64                  `protobuf:"varint,5,opt,name=start_interval_nano,json=startIntervalNano,proto3" json:"start_interval_nano,omitempty"` // instead of interval_nano, in the start period
+	Retries           uint32                 `protobuf:"varint,6,opt,name=retries,proto3" json:"retries,omitempty"`                                                // failures in a row that make it unhealthy
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *HealthCheck) Reset() {
+	*x = HealthCheck{}
+	mi := &file_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthCheck) ProtoMessage() {}
+
+func (x *HealthCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
+func (*HealthCheck) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *HealthCheck) GetProcess() []byte {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetIntervalNano() int64 {
+	if x != nil {
+		return x.IntervalNano
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetTimeoutNano() int64 {
+	if x != nil {
+		return x.TimeoutNano
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetStartPeriodNano() int64 {
+	if x != nil {
+		return x.StartPeriodNano
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetStartIntervalNano() int64 {
+	if x != nil {
+		return x.StartIntervalNano
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetRetries() uint32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
 // Streams of a process. With a terminal there is one stream in both
 // directions (tty); else each that is true is a pipe of its own and the others
 // are /dev/null.
@@ -479,7 +574,7 @@ type Streams struct {
 
 func (x *Streams) Reset() {
 	*x = Streams{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +586,7 @@ func (x *Streams) String() string {
 func (*Streams) ProtoMessage() {}
 
 func (x *Streams) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +599,7 @@ func (x *Streams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Streams.ProtoReflect.Descriptor instead.
 func (*Streams) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Streams) GetTty() bool {
@@ -545,7 +640,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -557,7 +652,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -570,7 +665,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -601,7 +696,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +708,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +721,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Endpoint) GetBridge() string {
@@ -673,7 +768,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +780,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +793,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StartResponse) GetPid() int32 {
@@ -721,7 +816,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +828,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +841,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -794,7 +889,7 @@ type ProcessRequest struct {
 
 func (x *ProcessRequest) Reset() {
 	*x = ProcessRequest{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +901,7 @@ func (x *ProcessRequest) String() string {
 func (*ProcessRequest) ProtoMessage() {}
 
 func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +914,7 @@ func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessRequest.ProtoReflect.Descriptor instead.
 func (*ProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ProcessRequest) GetContainer() string {
@@ -847,7 +942,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +954,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +967,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WaitResponse) GetExitCode() int32 {
@@ -908,7 +1003,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1015,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1028,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -975,7 +1070,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1082,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1095,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1024,6 +1119,194 @@ func (x *ResizeRequest) GetSize() *TerminalSize {
 	return nil
 }
 
+type HealthRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	After         uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"` // number of the last result seen, 0: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthRequest) Reset() {
+	*x = HealthRequest{}
+	mi := &file_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthRequest) ProtoMessage() {}
+
+func (x *HealthRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
+func (*HealthRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *HealthRequest) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *HealthRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+type HealthResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Results       []*HealthResult        `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"` // in order; the oldest may be missing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthResponse) Reset() {
+	*x = HealthResponse{}
+	mi := &file_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthResponse) ProtoMessage() {}
+
+func (x *HealthResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
+func (*HealthResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *HealthResponse) GetResults() []*HealthResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+type HealthResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // of the run, from 1
+	StartUnixNano int64                  `protobuf:"varint,2,opt,name=start_unix_nano,json=startUnixNano,proto3" json:"start_unix_nano,omitempty"`
+	EndUnixNano   int64                  `protobuf:"varint,3,opt,name=end_unix_nano,json=endUnixNano,proto3" json:"end_unix_nano,omitempty"`
+	ExitCode      int32                  `protobuf:"varint,4,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`                // -1: it did not run, or not to its end
+	Output        string                 `protobuf:"bytes,5,opt,name=output,proto3" json:"output,omitempty"`                                     // its beginning; or why it did not run
+	Status        string                 `protobuf:"bytes,6,opt,name=status,proto3" json:"status,omitempty"`                                     // of the container, then: starting, healthy, unhealthy
+	FailingStreak uint32                 `protobuf:"varint,7,opt,name=failing_streak,json=failingStreak,proto3" json:"failing_streak,omitempty"` // failures in a row
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthResult) Reset() {
+	*x = HealthResult{}
+	mi := &file_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthResult) ProtoMessage() {}
+
+func (x *HealthResult) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthResult.ProtoReflect.Descriptor instead.
+func (*HealthResult) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *HealthResult) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *HealthResult) GetStartUnixNano() int64 {
+	if x != nil {
+		return x.StartUnixNano
+	}
+	return 0
+}
+
+func (x *HealthResult) GetEndUnixNano() int64 {
+	if x != nil {
+		return x.EndUnixNano
+	}
+	return 0
+}
+
+func (x *HealthResult) GetExitCode() int32 {
+	if x != nil {
+		return x.ExitCode
+	}
+	return 0
+}
+
+func (x *HealthResult) GetOutput() string {
+	if x != nil {
+		return x.Output
+	}
+	return ""
+}
+
+func (x *HealthResult) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *HealthResult) GetFailingStreak() uint32 {
+	if x != nil {
+		return x.FailingStreak
+	}
+	return 0
+}
+
 type RemoveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1034,7 +1317,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1329,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1342,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -1085,7 +1368,7 @@ type VolumeRequest struct {
 
 func (x *VolumeRequest) Reset() {
 	*x = VolumeRequest{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1380,7 @@ func (x *VolumeRequest) String() string {
 func (*VolumeRequest) ProtoMessage() {}
 
 func (x *VolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1393,7 @@ func (x *VolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeRequest.ProtoReflect.Descriptor instead.
 func (*VolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VolumeRequest) GetName() string {
@@ -1129,7 +1412,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1424,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1437,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ClockRequest) GetAdjustNano() int64 {
@@ -1173,7 +1456,7 @@ type ClockResponse struct {
 
 func (x *ClockResponse) Reset() {
 	*x = ClockResponse{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1468,7 @@ func (x *ClockResponse) String() string {
 func (*ClockResponse) ProtoMessage() {}
 
 func (x *ClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1481,7 @@ func (x *ClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
 func (*ClockResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ClockResponse) GetTimeUnixNano() int64 {
@@ -1225,7 +1508,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1520,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1533,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StatusResponse) GetMemoryTotal() uint64 {
@@ -1326,7 +1609,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1621,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1634,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PowerOffRequest) GetGraceMs() uint32 {
@@ -1387,7 +1670,7 @@ const file_agent_proto_rawDesc = "" +
 	"\tBootStage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vuptime_nano\x18\x02 \x01(\x03R\n" +
-	"uptimeNano\"\x96\x03\n" +
+	"uptimeNano\"\xcc\x03\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12\x16\n" +
@@ -1397,11 +1680,20 @@ const file_agent_proto_rawDesc = "" +
 	"\astreams\x18\x06 \x01(\v2\x18.sampan.agent.v1.StreamsR\astreams\x121\n" +
 	"\x04size\x18\a \x01(\v2\x1d.sampan.agent.v1.TerminalSizeR\x04size\x12\x12\n" +
 	"\x04init\x18\b \x01(\bR\x04init\x12\x1c\n" +
-	"\tephemeral\x18\t \x01(\bR\tephemeral\x1a8\n" +
+	"\tephemeral\x18\t \x01(\bR\tephemeral\x124\n" +
+	"\x06health\x18\n" +
+	" \x01(\v2\x1c.sampan.agent.v1.HealthCheckR\x06health\x1a8\n" +
 	"\n" +
 	"FilesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"a\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xe5\x01\n" +
+	"\vHealthCheck\x12\x18\n" +
+	"\aprocess\x18\x01 \x01(\fR\aprocess\x12#\n" +
+	"\rinterval_nano\x18\x02 \x01(\x03R\fintervalNano\x12!\n" +
+	"\ftimeout_nano\x18\x03 \x01(\x03R\vtimeoutNano\x12*\n" +
+	"\x11start_period_nano\x18\x04 \x01(\x03R\x0fstartPeriodNano\x12.\n" +
+	"\x13start_interval_nano\x18\x05 \x01(\x03R\x11startIntervalNano\x12\x18\n" +
+	"\aretries\x18\x06 \x01(\rR\aretries\"a\n" +
 	"\aStreams\x12\x10\n" +
 	"\x03tty\x18\x01 \x01(\bR\x03tty\x12\x14\n" +
 	"\x05stdin\x18\x02 \x01(\bR\x05stdin\x12\x16\n" +
@@ -1440,7 +1732,20 @@ const file_agent_proto_rawDesc = "" +
 	"\rResizeRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x12\n" +
 	"\x04exec\x18\x02 \x01(\tR\x04exec\x121\n" +
-	"\x04size\x18\x03 \x01(\v2\x1d.sampan.agent.v1.TerminalSizeR\x04size\"5\n" +
+	"\x04size\x18\x03 \x01(\v2\x1d.sampan.agent.v1.TerminalSizeR\x04size\"C\n" +
+	"\rHealthRequest\x12\x1c\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"I\n" +
+	"\x0eHealthResponse\x127\n" +
+	"\aresults\x18\x01 \x03(\v2\x1d.sampan.agent.v1.HealthResultR\aresults\"\xe6\x01\n" +
+	"\fHealthResult\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12&\n" +
+	"\x0fstart_unix_nano\x18\x02 \x01(\x03R\rstartUnixNano\x12\"\n" +
+	"\rend_unix_nano\x18\x03 \x01(\x03R\vendUnixNano\x12\x1b\n" +
+	"\texit_code\x18\x04 \x01(\x05R\bexitCode\x12\x16\n" +
+	"\x06output\x18\x05 \x01(\tR\x06output\x12\x16\n" +
+	"\x06status\x18\x06 \x01(\tR\x06status\x12%\n" +
+	"\x0efailing_streak\x18\a \x01(\rR\rfailingStreak\"5\n" +
 	"\rRemoveRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05purge\x18\x02 \x01(\bR\x05purge\"#\n" +
@@ -1466,14 +1771,15 @@ const file_agent_proto_rawDesc = "" +
 	"\x10agent_goroutines\x18\b \x01(\rR\x0fagentGoroutines\x12+\n" +
 	"\x11agent_descriptors\x18\t \x01(\rR\x10agentDescriptors\",\n" +
 	"\x0fPowerOffRequest\x12\x19\n" +
-	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\x90\x06\n" +
+	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\xdb\x06\n" +
 	"\x05Agent\x12R\n" +
 	"\tConfigure\x12!.sampan.agent.v1.ConfigureRequest\x1a\".sampan.agent.v1.ConfigureResponse\x12F\n" +
 	"\x05Start\x12\x1d.sampan.agent.v1.StartRequest\x1a\x1e.sampan.agent.v1.StartResponse\x12D\n" +
 	"\x04Exec\x12\x1c.sampan.agent.v1.ExecRequest\x1a\x1e.sampan.agent.v1.StartResponse\x12F\n" +
 	"\x04Wait\x12\x1f.sampan.agent.v1.ProcessRequest\x1a\x1d.sampan.agent.v1.WaitResponse\x12@\n" +
 	"\x06Signal\x12\x1e.sampan.agent.v1.SignalRequest\x1a\x16.sampan.agent.v1.Empty\x12@\n" +
-	"\x06Resize\x12\x1e.sampan.agent.v1.ResizeRequest\x1a\x16.sampan.agent.v1.Empty\x12@\n" +
+	"\x06Resize\x12\x1e.sampan.agent.v1.ResizeRequest\x1a\x16.sampan.agent.v1.Empty\x12I\n" +
+	"\x06Health\x12\x1e.sampan.agent.v1.HealthRequest\x1a\x1f.sampan.agent.v1.HealthResponse\x12@\n" +
 	"\x06Remove\x12\x1e.sampan.agent.v1.RemoveRequest\x1a\x16.sampan.agent.v1.Empty\x12F\n" +
 	"\fRemoveVolume\x12\x1e.sampan.agent.v1.VolumeRequest\x1a\x16.sampan.agent.v1.Empty\x12F\n" +
 	"\x05Clock\x12\x1d.sampan.agent.v1.ClockRequest\x1a\x1e.sampan.agent.v1.ClockResponse\x12A\n" +
@@ -1492,7 +1798,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_agent_proto_goTypes = []any{
 	(*Empty)(nil),             // 0: sampan.agent.v1.Empty
 	(*ConfigureRequest)(nil),  // 1: sampan.agent.v1.ConfigureRequest
@@ -1500,60 +1806,68 @@ var file_agent_proto_goTypes = []any{
 	(*ConfigureResponse)(nil), // 3: sampan.agent.v1.ConfigureResponse
 	(*BootStage)(nil),         // 4: sampan.agent.v1.BootStage
 	(*StartRequest)(nil),      // 5: sampan.agent.v1.StartRequest
-	(*Streams)(nil),           // 6: sampan.agent.v1.Streams
-	(*TerminalSize)(nil),      // 7: sampan.agent.v1.TerminalSize
-	(*Endpoint)(nil),          // 8: sampan.agent.v1.Endpoint
-	(*StartResponse)(nil),     // 9: sampan.agent.v1.StartResponse
-	(*ExecRequest)(nil),       // 10: sampan.agent.v1.ExecRequest
-	(*ProcessRequest)(nil),    // 11: sampan.agent.v1.ProcessRequest
-	(*WaitResponse)(nil),      // 12: sampan.agent.v1.WaitResponse
-	(*SignalRequest)(nil),     // 13: sampan.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),     // 14: sampan.agent.v1.ResizeRequest
-	(*RemoveRequest)(nil),     // 15: sampan.agent.v1.RemoveRequest
-	(*VolumeRequest)(nil),     // 16: sampan.agent.v1.VolumeRequest
-	(*ClockRequest)(nil),      // 17: sampan.agent.v1.ClockRequest
-	(*ClockResponse)(nil),     // 18: sampan.agent.v1.ClockResponse
-	(*StatusResponse)(nil),    // 19: sampan.agent.v1.StatusResponse
-	(*PowerOffRequest)(nil),   // 20: sampan.agent.v1.PowerOffRequest
-	nil,                       // 21: sampan.agent.v1.StartRequest.FilesEntry
+	(*HealthCheck)(nil),       // 6: sampan.agent.v1.HealthCheck
+	(*Streams)(nil),           // 7: sampan.agent.v1.Streams
+	(*TerminalSize)(nil),      // 8: sampan.agent.v1.TerminalSize
+	(*Endpoint)(nil),          // 9: sampan.agent.v1.Endpoint
+	(*StartResponse)(nil),     // 10: sampan.agent.v1.StartResponse
+	(*ExecRequest)(nil),       // 11: sampan.agent.v1.ExecRequest
+	(*ProcessRequest)(nil),    // 12: sampan.agent.v1.ProcessRequest
+	(*WaitResponse)(nil),      // 13: sampan.agent.v1.WaitResponse
+	(*SignalRequest)(nil),     // 14: sampan.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),     // 15: sampan.agent.v1.ResizeRequest
+	(*HealthRequest)(nil),     // 16: sampan.agent.v1.HealthRequest
+	(*HealthResponse)(nil),    // 17: sampan.agent.v1.HealthResponse
+	(*HealthResult)(nil),      // 18: sampan.agent.v1.HealthResult
+	(*RemoveRequest)(nil),     // 19: sampan.agent.v1.RemoveRequest
+	(*VolumeRequest)(nil),     // 20: sampan.agent.v1.VolumeRequest
+	(*ClockRequest)(nil),      // 21: sampan.agent.v1.ClockRequest
+	(*ClockResponse)(nil),     // 22: sampan.agent.v1.ClockResponse
+	(*StatusResponse)(nil),    // 23: sampan.agent.v1.StatusResponse
+	(*PowerOffRequest)(nil),   // 24: sampan.agent.v1.PowerOffRequest
+	nil,                       // 25: sampan.agent.v1.StartRequest.FilesEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	2,  // 0: sampan.agent.v1.ConfigureRequest.uplink:type_name -> sampan.agent.v1.Uplink
 	4,  // 1: sampan.agent.v1.ConfigureResponse.stages:type_name -> sampan.agent.v1.BootStage
-	21, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
-	8,  // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
-	6,  // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
-	7,  // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	6,  // 6: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
-	7,  // 7: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	7,  // 8: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	1,  // 9: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
-	5,  // 10: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
-	10, // 11: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
-	11, // 12: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
-	13, // 13: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
-	14, // 14: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
-	15, // 15: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
-	16, // 16: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
-	17, // 17: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
-	0,  // 18: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
-	20, // 19: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
-	3,  // 20: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
-	9,  // 21: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
-	9,  // 22: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
-	12, // 23: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
-	0,  // 24: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
-	0,  // 25: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
-	0,  // 26: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
-	0,  // 27: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
-	18, // 28: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
-	19, // 29: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
-	0,  // 30: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
-	20, // [20:31] is the sub-list for method output_type
-	9,  // [9:20] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	25, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
+	9,  // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
+	7,  // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
+	8,  // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	6,  // 6: sampan.agent.v1.StartRequest.health:type_name -> sampan.agent.v1.HealthCheck
+	7,  // 7: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
+	8,  // 8: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	8,  // 9: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	18, // 10: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
+	1,  // 11: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
+	5,  // 12: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
+	11, // 13: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
+	12, // 14: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
+	14, // 15: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
+	15, // 16: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
+	16, // 17: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
+	19, // 18: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
+	20, // 19: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
+	21, // 20: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
+	0,  // 21: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
+	24, // 22: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
+	3,  // 23: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
+	10, // 24: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
+	10, // 25: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
+	13, // 26: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
+	0,  // 27: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
+	0,  // 28: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
+	17, // 29: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
+	0,  // 30: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
+	0,  // 31: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
+	22, // 32: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
+	23, // 33: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
+	0,  // 34: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
+	23, // [23:35] is the sub-list for method output_type
+	11, // [11:23] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -1567,7 +1881,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

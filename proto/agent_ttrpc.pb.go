@@ -14,6 +14,7 @@ type AgentService interface {
 	Wait(context.Context, *ProcessRequest) (*WaitResponse, error)
 	Signal(context.Context, *SignalRequest) (*Empty, error)
 	Resize(context.Context, *ResizeRequest) (*Empty, error)
+	Health(context.Context, *HealthRequest) (*HealthResponse, error)
 	Remove(context.Context, *RemoveRequest) (*Empty, error)
 	RemoveVolume(context.Context, *VolumeRequest) (*Empty, error)
 	Clock(context.Context, *ClockRequest) (*ClockResponse, error)
@@ -65,6 +66,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.Resize(ctx, &req)
+			},
+			"Health": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req HealthRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Health(ctx, &req)
 			},
 			"Remove": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req RemoveRequest
@@ -158,6 +166,14 @@ func (c *agentClient) Signal(ctx context.Context, req *SignalRequest) (*Empty, e
 func (c *agentClient) Resize(ctx context.Context, req *ResizeRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Resize", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Health(ctx context.Context, req *HealthRequest) (*HealthResponse, error) {
+	var resp HealthResponse
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Health", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -67,6 +67,9 @@ func TestCreateRequests(t *testing.T) {
 		"-l a=b -l c --label d=e=f x",
 		"--security-opt no-new-privileges --security-opt seccomp=unconfined --security-opt seccomp=seccomp.json x",
 		"--network host --restart on-failure:3 x",
+		"--health-cmd true --health-interval 5s --health-timeout 1m --health-retries 2 --health-start-period 1h --health-start-interval 1ms x",
+		"--health-interval 5s x",
+		"--no-healthcheck x",
 		"--network none --ipc host --pid host --uts host --shm-size 1g --sysctl net.core.somaxconn=5 --group-add 5 --cgroupns host x",
 	}
 	var b strings.Builder

@@ -33,6 +33,7 @@ type createFlags struct {
 	cpuShares                                             int64
 	cpuset                                                string
 	ulimits                                               ulimitsValue
+	health                                                healthFlags
 	env, envFiles, volumes, publish, expose, labels       []string
 	tmpfs, capAdd, capDrop, addHosts, securityOpt         []string
 	dns, dnsOptions, dnsSearch, groupAdd, sysctls         []string
@@ -60,6 +61,7 @@ func (f *createFlags) register(fs *pflag.FlagSet) {
 	listVar(fs, &f.envFiles, "env-file", "", "Read in a file of environment variables")
 	listVar(fs, &f.expose, "expose", "", "Expose a port or a range of ports")
 	listVar(fs, &f.groupAdd, "group-add", "", "Add additional groups to join")
+	f.health.register(fs)
 	fs.StringVarP(&f.hostname, "hostname", "h", "", "Container host name")
 	fs.BoolVar(&f.init, "init", false, "Run an init inside the container that forwards signals and reaps processes")
 	fs.BoolVarP(&f.interactive, "interactive", "i", false, "Keep STDIN open even if not attached")
@@ -123,7 +125,13 @@ func (f *createFlags) config(args []string, getenv func(string) (string, bool)) 
 	if err != nil {
 		return nil, err
 	}
+	check, err := f.health.config(f.changed)
+	if err != nil {
+		return nil, err
+	}
 	cfg := &container.Config{
+		Healthcheck: check,
+
 		Hostname: f.hostname, Domainname: f.domainname, User: f.user, WorkingDir: f.workdir,
 		Tty: f.tty, OpenStdin: f.interactive,
 		AttachStdin: f.interactive, AttachStdout: true, AttachStderr: true,

@@ -169,7 +169,7 @@ func (p *parts) image(ref string) (engine.Image, error) {
 	c := doc.Config
 	cfg := &container.Config{
 		User: c.User, Env: c.Env, Entrypoint: c.Entrypoint, Cmd: c.Cmd, Volumes: c.Volumes,
-		WorkingDir: c.WorkingDir, Labels: c.Labels, StopSignal: c.StopSignal, Shell: c.Shell,
+		WorkingDir: c.WorkingDir, Labels: c.Labels, StopSignal: c.StopSignal, Shell: c.Shell, Healthcheck: c.Healthcheck,
 	}
 	for port := range c.ExposedPorts {
 		number, err := apinet.ParsePort(port)
@@ -181,11 +181,7 @@ func (p *parts) image(ref string) (engine.Image, error) {
 		}
 		cfg.ExposedPorts[number] = struct{}{}
 	}
-	out := engine.Image{ID: img.ID, Layers: img.Layers, Arch: doc.Architecture, Config: cfg}
-	if h := c.Healthcheck; h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" {
-		out.Warnings = append(out.Warnings, "sampan does not run health checks: the image's is ignored")
-	}
-	return out, nil
+	return engine.Image{ID: img.ID, Layers: img.Layers, Arch: doc.Architecture, Config: cfg}, nil
 }
 
 // exportOf keeps a nil *share.Export from becoming an interface that is not.

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"sampan/guest/boot"
+	"sampan/guest/health"
 	"sampan/guest/runtime"
 	"sampan/proto"
 )
@@ -39,6 +40,7 @@ type container struct {
 
 	mu      sync.Mutex
 	runtime *runtime.Container // nil until it runs
+	health  *health.Monitor    // nil without a check, and until it runs
 }
 
 // Start implements proto.AgentService.
@@ -144,6 +146,10 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 	if err != nil {
 		return 0, err
 	}
+	check, checkSpec, err := healthCheck(req.Health)
+	if err != nil {
+		return 0, err
+	}
 	var undo undo
 	defer func() {
 		if err != nil {
@@ -188,6 +194,9 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 	stdio.connect(conns)
 	c.mu.Lock()
 	c.runtime = ctr
+	if check != nil {
+		c.health = health.Start(*check, probe(ctr, checkSpec))
+	}
 	c.mu.Unlock()
 	c.first.started(p)
 	go s.watch(c, ctr, stdio, root)
@@ -261,6 +270,9 @@ func (s *Service) watch(c *container, ctr *runtime.Container, stdio *stdio, root
 	stdio.closeStdin()
 	closeConsole(ctr.Process())
 	s.destroy(ctr, c.id)
+	if c.health != nil {
+		c.health.Stop() // its probe was killed with the container
+	}
 	s.logError(root.unmount())
 }
 

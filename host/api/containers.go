@@ -51,6 +51,11 @@ func (s *server) containerList(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if less(clientVersion(r), "1.52") {
+		for i := range list {
+			list[i].Health = nil
+		}
+	}
 	return answer(w, http.StatusOK, list)
 }
 

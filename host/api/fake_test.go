@@ -50,7 +50,10 @@ func (m *fakeMachine) Guest(ctx context.Context) (engine.Guest, error) {
 	defer m.mu.Unlock()
 	if m.guest == nil {
 		m.boots++
-		m.guest = &fakeGuest{done: make(chan struct{}), procs: map[string]*process{}}
+		m.guest = &fakeGuest{
+			done: make(chan struct{}), procs: map[string]*process{},
+			checks: map[string]*proto.HealthCheck{}, health: make(chan *proto.HealthResult),
+		}
 	}
 	return m.guest, nil
 }
@@ -99,7 +102,10 @@ type fakeGuest struct {
 	procs   map[string]*process // by container/exec
 	removed []string            // purged containers and volumes
 	resized []string
-	looked  int // for layers that were removed
+	looked  int                           // for layers that were removed
+	checks  map[string]*proto.HealthCheck // asked for, by container
+	// health is what checks find, for whichever container asks.
+	health chan *proto.HealthResult
 }
 
 func (g *fakeGuest) Done() <-chan struct{} { return g.done }
@@ -162,7 +168,23 @@ func (g *fakeGuest) Start(ctx context.Context, req *proto.StartRequest) (*proto.
 	if err := json.Unmarshal(req.Spec, &spec); err != nil {
 		return nil, err
 	}
+	g.mu.Lock()
+	g.checks[req.Id] = req.Health
+	g.mu.Unlock()
 	return g.run(ctx, req.Id, "", spec.Process, req.Streams)
+}
+
+func (g *fakeGuest) Health(ctx context.Context, req *proto.HealthRequest) (*proto.HealthResponse, error) {
+	select {
+	case r := <-g.health:
+		return &proto.HealthResponse{Results: []*proto.HealthResult{r}}, nil
+	case <-g.proc(req.Container, "").ended:
+		return nil, status.Error(codes.FailedPrecondition, "the container has ended")
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-g.done:
+		return nil, errGone
+	}
 }
 
 func (g *fakeGuest) Exec(ctx context.Context, req *proto.ExecRequest) (*proto.StartResponse, error) {

@@ -85,7 +85,6 @@ func TestUnsupported(t *testing.T) {
 	d := start(t)
 	for field, args := range map[string][]string{
 		"HostConfig.Devices":                 {"--device", "/dev/null"},
-		"Config.Healthcheck":                 {"--health-cmd", "true"},
 		"HostConfig.LogConfig.Type":          {"--log-driver", "syslog"},
 		"HostConfig.LogConfig.Config":        {"--log-opt", "max-size=1m"},
 		"HostConfig.VolumesFrom":             {"--volumes-from", "x"},

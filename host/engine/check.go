@@ -49,9 +49,10 @@ func checkConfig(c *container.Config) error {
 	if c.WorkingDir != "" && !strings.HasPrefix(c.WorkingDir, "/") {
 		return invalid("the working directory '%s' is invalid, it needs to be an absolute path", c.WorkingDir)
 	}
-	health := c.Healthcheck != nil && len(c.Healthcheck.Test) > 0 && c.Healthcheck.Test[0] != "NONE"
+	if err := checkHealth(c.Healthcheck); err != nil {
+		return err
+	}
 	return refuse([]named{
-		{"Config.Healthcheck", health},
 		{"Config.NetworkDisabled", c.NetworkDisabled},
 	})
 }

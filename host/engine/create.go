@@ -74,7 +74,7 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 		return none, err
 	}
 	release = nil // the container's now
-	return container.CreateResponse{ID: rec.ID, Warnings: append([]string{}, img.Warnings...)}, nil
+	return container.CreateResponse{ID: rec.ID, Warnings: []string{}}, nil
 }
 
 // image finds an image and holds its layers.
@@ -99,6 +99,9 @@ func fill(rec *record, img *container.Config) error {
 	cfg, h := rec.Config, rec.HostConfig
 	if img != nil {
 		mergeImage(cfg, img)
+	}
+	if err := checkHealth(cfg.Healthcheck); err != nil { // the image's, too
+		return err
 	}
 	rec.Args = append(slices.Clone(cfg.Entrypoint), cfg.Cmd...)
 	if len(rec.Args) == 0 || rec.Args[0] == "" && len(rec.Args) == 1 {
@@ -164,6 +167,7 @@ func mergeImage(cfg, img *container.Config) {
 	if cfg.StopSignal == "" {
 		cfg.StopSignal = img.StopSignal
 	}
+	cfg.Healthcheck = mergeHealth(cfg.Healthcheck, img.Healthcheck)
 	if len(cfg.Entrypoint) == 0 {
 		if len(cfg.Cmd) == 0 {
 			cfg.Cmd = img.Cmd

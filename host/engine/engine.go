@@ -62,8 +62,6 @@ type Image struct {
 	Layers []string // names of EROFS files, bottom layer first
 	Arch   string   // GOARCH
 	Config *container.Config
-	// Warnings are told to whoever creates a container.
-	Warnings []string
 }
 
 // Config of an Engine. All fields are required but those marked optional.
@@ -248,6 +246,7 @@ func (e *Engine) adopt(c *ctr) {
 		s := &c.rec.State
 		s.Status, s.Pid, s.ExitCode, s.FinishedAt = container.StateExited, 0, exitLost, time.Now().UTC()
 		s.Error = "the daemon ended while the container was running"
+		s.Health = endHealth(s.Health)
 		e.trySave(c)
 	}
 }

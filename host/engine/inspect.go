@@ -70,7 +70,7 @@ func (s *state) inspect() *container.State {
 		Running:    s.Status == container.StateRunning || s.Status == container.StatePaused || s.Status == container.StateRestarting,
 		Paused:     s.Status == container.StatePaused,
 		Restarting: s.Status == container.StateRestarting,
-		OOMKilled:  s.OOMKilled, Pid: s.Pid, ExitCode: s.ExitCode, Error: s.Error,
+		OOMKilled:  s.OOMKilled, Pid: s.Pid, ExitCode: s.ExitCode, Error: s.Error, Health: s.Health,
 		StartedAt: s.StartedAt.Format(time.RFC3339Nano), FinishedAt: s.FinishedAt.Format(time.RFC3339Nano),
 	}
 }

@@ -115,7 +115,7 @@ func (e *Engine) listFilter(o ListOptions) (func(view) bool, error) {
 		return (all || running) &&
 			f.prefix("id", r.ID) && f.contains("name", r.Name, "/"+r.Name) && f.labels("label", r.Config.Labels) &&
 			f.equal("status", string(status)) && f.equal("volume", volumes...) && f.equal("network", networkOf(r)) &&
-			f.equal("health", "none") &&
+			f.equal("health", string(healthOf(r.State.Health))) &&
 			(!byCode || status == container.StateExited && r.State.ExitCode == exited) &&
 			(before.IsZero() || r.Created.Before(before)) && (since.IsZero() || r.Created.After(since)) &&
 			(ancestors == nil || slices.Contains(ancestors, r.ImageID))
@@ -155,6 +155,9 @@ func (v view) summary(now time.Time) container.Summary {
 		NetworkSettings: &container.NetworkSettingsSummary{Networks: v.networks()},
 		Mounts:          v.mounts(),
 	}
+	if h := r.State.Health; h != nil {
+		s.Health = &container.HealthSummary{Status: h.Status, FailingStreak: h.FailingStreak}
+	}
 	if s.Labels == nil {
 		s.Labels = map[string]string{}
 	}
@@ -168,7 +171,14 @@ func (s *state) text(now time.Time) string {
 	since := func(t time.Time) string { return units.HumanDuration(now.Sub(t)) }
 	switch s.Status {
 	case container.StateRunning:
-		return "Up " + since(s.StartedAt)
+		up := "Up " + since(s.StartedAt)
+		switch {
+		case s.Health == nil:
+			return up
+		case s.Health.Status == container.Starting:
+			return up + " (health: starting)"
+		}
+		return up + " (" + string(s.Health.Status) + ")"
 	case container.StatePaused:
 		return "Up " + since(s.StartedAt) + " (Paused)"
 	case container.StateRestarting:

@@ -48,6 +48,8 @@ type state struct {
 	Error      string
 	StartedAt  time.Time
 	FinishedAt time.Time
+	// Health is replaced, never modified; nil without a check.
+	Health *container.Health `json:",omitempty"`
 }
 
 // mountRecord is one of a container's mounts.

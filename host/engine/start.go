@@ -139,10 +139,15 @@ func (e *Engine) begin(ctx context.Context, c *ctr, h *hub) (err error) {
 	s := &c.rec.State
 	s.Status, s.Pid, s.ExitCode, s.OOMKilled, s.Error = container.StateRunning, int(pid), 0, false, ""
 	s.StartedAt, s.FinishedAt = r.started, time.Time{}
+	s.Health = startHealth(c.rec.Config, s.Health)
+	checked := s.Health != nil
 	e.trySave(c)
 	c.mu.Unlock()
 	e.emitContainer(c, events.ActionStart, nil)
 	e.wg.Go(func() { e.supervise(c, r, log) })
+	if checked {
+		e.wg.Go(func() { e.watchHealth(c, r) })
+	}
 	return nil
 }
 
@@ -190,6 +195,9 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 		req.Size = &proto.TerminalSize{Rows: uint32(spec.Process.ConsoleSize.Height), Columns: uint32(spec.Process.ConsoleSize.Width)}
 	}
 	if req.Spec, err = json.Marshal(spec); err != nil {
+		return nil, err
+	}
+	if req.Health, err = healthRequest(rec, e.cfg.Arch); err != nil {
 		return nil, err
 	}
 	if onBridge(rec.HostConfig.NetworkMode) {

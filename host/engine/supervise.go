@@ -114,6 +114,7 @@ func (e *Engine) exited(c *ctr, r *run, end ending, endOutput func()) {
 	c.mu.Lock()
 	s := &c.rec.State
 	s.Status, s.Pid, s.ExitCode, s.OOMKilled, s.FinishedAt = container.StateExited, 0, end.code, end.oom, end.at
+	s.Health = endHealth(s.Health)
 	if end.lost != nil {
 		s.Error = end.lost.Error()
 	}
