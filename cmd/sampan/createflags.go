@@ -34,6 +34,8 @@ type createFlags struct {
 	cpuset                                                string
 	ulimits                                               ulimitsValue
 	health                                                healthFlags
+	logDriver                                             string
+	logOpts                                               []string
 	env, envFiles, volumes, publish, expose, labels       []string
 	tmpfs, capAdd, capDrop, addHosts, securityOpt         []string
 	dns, dnsOptions, dnsSearch, groupAdd, sysctls         []string
@@ -67,6 +69,8 @@ func (f *createFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&f.interactive, "interactive", "i", false, "Keep STDIN open even if not attached")
 	fs.StringVar(&f.ipc, "ipc", "", "IPC mode to use")
 	listVar(fs, &f.labels, "label", "l", "Set meta data on a container")
+	fs.StringVar(&f.logDriver, "log-driver", "", "Logging driver for the container")
+	listVar(fs, &f.logOpts, "log-opt", "", "Log driver options")
 	fs.VarP(&f.memory, "memory", "m", "Memory limit")
 	fs.Var(&f.memoryReservation, "memory-reservation", "Memory soft limit")
 	fs.Var(&f.memorySwap, "memory-swap", "Swap limit equal to memory plus swap: '-1' to enable unlimited swap")
@@ -168,11 +172,15 @@ func (f *createFlags) hostConfig() (*container.HostConfig, error) {
 	if err != nil {
 		return nil, err
 	}
+	if f.logDriver == "none" && len(f.logOpts) > 0 {
+		return nil, errors.New("invalid logging opts for driver none")
+	}
 	mode := f.network
 	if mode == "" {
 		mode = network.NetworkDefault
 	}
 	h := &container.HostConfig{
+		LogConfig:       container.LogConfig{Type: f.logDriver, Config: keyValues(f.logOpts)},
 		ContainerIDFile: f.cidfile, AutoRemove: f.remove, RestartPolicy: restart,
 		NetworkMode: container.NetworkMode(mode), PublishAllPorts: f.publishAll,
 		CapAdd: f.capAdd, CapDrop: f.capDrop, Privileged: f.privileged, ReadonlyRootfs: f.readOnly,

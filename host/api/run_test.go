@@ -86,7 +86,7 @@ func TestUnsupported(t *testing.T) {
 	for field, args := range map[string][]string{
 		"HostConfig.Devices":                 {"--device", "/dev/null"},
 		"HostConfig.LogConfig.Type":          {"--log-driver", "syslog"},
-		"HostConfig.LogConfig.Config":        {"--log-opt", "max-size=1m"},
+		`HostConfig.LogConfig.Config "tag"`:  {"--log-opt", "tag=x"},
 		"HostConfig.VolumesFrom":             {"--volumes-from", "x"},
 		"HostConfig.Links":                   {"--link", "x"},
 		"HostConfig.Runtime":                 {"--runtime", "runc"},

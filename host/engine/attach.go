@@ -24,13 +24,15 @@ type Attachment struct {
 	// TTY says that the container has a terminal.
 	TTY bool
 
-	e     *Engine
-	c     *ctr
-	o     AttachOptions
-	hub   *hub
-	sub   *sub
-	until int64 // of the log, for Logs
-	once  bool  // stdin ends with this client
+	e    *Engine
+	c    *ctr
+	o    AttachOptions
+	hub  *hub
+	sub  *sub
+	once bool // stdin ends with this client
+	// past is what there was before, for Logs; or why it can't be read.
+	past    *logView
+	pastErr error
 }
 
 // Attach makes a client of a container. Copy or Close has to follow.
@@ -48,9 +50,8 @@ func (e *Engine) Attach(name string, o AttachOptions) (*Attachment, error) {
 	a.once = c.rec.Config.StdinOnce && !a.TTY
 	log := c.log
 	mark := func() {
-		a.until = -1
-		if log != nil {
-			a.until = log.position()
+		if o.Logs {
+			a.past, a.pastErr = viewLog(e.logPath(c.id), log)
 		}
 	}
 	if o.Stream {
@@ -68,12 +69,15 @@ func (e *Engine) Attach(name string, o AttachOptions) (*Attachment, error) {
 func (a *Attachment) Copy(ctx context.Context, stdin io.Reader, out func(Stream, []byte) error) error {
 	defer a.Close()
 	a.e.emitContainer(a.c, events.ActionAttach, nil)
-	if a.o.Logs {
+	if a.pastErr != nil {
+		return a.pastErr
+	}
+	if a.past != nil {
 		o := LogOptions{Stdout: a.o.Stdout, Stderr: a.o.Stderr, Tail: -1}
-		err := readLog(ctx, a.e.logPath(a.c.id), o, nil, a.until, func(l LogEntry) error { return out(l.Stream, l.Line) })
-		if err != nil {
+		if err := a.past.read(ctx, o, nil, func(l LogEntry) error { return out(l.Stream, l.Line) }); err != nil {
 			return err
 		}
+		a.past.close()
 	}
 	if !a.o.Stream {
 		return nil
@@ -126,6 +130,9 @@ func (t *tracked) Read(p []byte) (int, error) {
 
 // Close ends the attachment. Idempotent.
 func (a *Attachment) Close() {
+	if a.past != nil {
+		a.past.close()
+	}
 	if a.sub != nil {
 		a.sub.leave()
 	}

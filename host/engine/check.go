@@ -90,9 +90,10 @@ func checkHost(h *container.HostConfig) error {
 	if err := checkPorts(h.PortBindings); err != nil {
 		return err
 	}
+	if err := checkLog(h.LogConfig); err != nil {
+		return err
+	}
 	return refuse([]named{
-		{"HostConfig.LogConfig.Type " + strconv.Quote(h.LogConfig.Type), h.LogConfig.Type != "" && h.LogConfig.Type != "json-file" && h.LogConfig.Type != "none"},
-		{"HostConfig.LogConfig.Config", len(h.LogConfig.Config) > 0},
 		{"HostConfig.VolumeDriver " + strconv.Quote(h.VolumeDriver), h.VolumeDriver != "" && h.VolumeDriver != "local"},
 		{"HostConfig.VolumesFrom", len(h.VolumesFrom) > 0},
 		{"HostConfig.Links", len(h.Links) > 0},

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -41,49 +40,56 @@ func (e *Engine) Logs(ctx context.Context, name string, o LogOptions, emit func(
 		return err
 	}
 	c.mu.Lock()
-	driver, live := c.rec.HostConfig.LogConfig.Type, c.log
+	driver, writer := c.rec.HostConfig.LogConfig.Type, c.log
 	c.mu.Unlock()
 	if driver == "none" {
 		return errdefs.ErrNotImplemented.WithMessage("configured logging driver does not support reading")
-	}
-	if !o.Follow {
-		live = nil
 	}
 	if o.Begin != nil {
 		if err := o.Begin(); err != nil {
 			return err
 		}
 	}
-	if live != nil {
+	if o.Follow && writer != nil {
 		defer e.machine.Hold()()
 	}
-	return readLog(ctx, e.logPath(c.id), o, live, -1, emit)
+	return e.readLog(ctx, c.id, o, writer, emit)
 }
 
-// readLog reads from the file up to its end, or up to limit when that is not
-// negative, and then follows live unless that is nil.
-func readLog(ctx context.Context, path string, o LogOptions, live *logWriter, limit int64, emit func(LogEntry) error) error {
+// readLog reads a container's log, of which live is the writer while it runs,
+// and goes on with what is written if o says so.
+func (e *Engine) readLog(ctx context.Context, id string, o LogOptions, live *logWriter, emit func(LogEntry) error) error {
+	v, err := viewLog(e.logPath(id), live)
+	if err != nil {
+		return err
+	}
+	defer v.close()
+	if !o.Follow {
+		live = nil
+	}
+	return v.read(ctx, o, live, emit)
+}
+
+// read emits what the view holds, and then follows live unless that is nil.
+func (v *logView) read(ctx context.Context, o LogOptions, live *logWriter, emit func(LogEntry) error) error {
 	var changed <-chan struct{}
 	if live != nil {
 		c, stop := live.watch() // before the first read: nothing is missed
 		defer stop()
 		changed = c
 	}
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
+	first, start, err := v.tail(o.Tail)
+	if err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	for i := first; i < len(v.files)-1; i++ {
+		if done, err := scanLog(v.files[i], start, -1, o, emit).drain(ctx); done || err != nil {
+			return err
+		}
+		start = 0
+	}
+	if len(v.files) == 0 {
 		return nil // never started
-	}
-	if err != nil {
-		return fmt.Errorf("read log: %w", err)
-	}
-	defer f.Close()
-	start, err := tailOffset(f, o.Tail)
-	if err != nil {
-		return fmt.Errorf("read log: %w", err)
-	}
-	var src io.Reader = io.NewSectionReader(f, start, 1<<62)
-	if limit >= 0 {
-		src = io.NewSectionReader(f, start, max(0, limit-start))
 	}
 	var until <-chan time.Time
 	if live != nil && !o.Until.IsZero() {
@@ -91,10 +97,29 @@ func readLog(ctx context.Context, path string, o LogOptions, live *logWriter, li
 		defer t.Stop()
 		until = t.C
 	}
-	r := &logScanner{r: bufio.NewReaderSize(src, 64<<10), opts: o, emit: emit}
+	r := scanLog(v.last(), start, v.limit, o, emit)
+	if live != nil {
+		r = scanLog(v.last(), start, -1, o, emit)
+	}
 	for open := true; ; {
 		if done, err := r.drain(ctx); done || err != nil {
 			return err
+		}
+		if live != nil {
+			old := v.last()
+			replaced, err := v.follow(live)
+			if err != nil {
+				return fmt.Errorf("read log: %w", err)
+			}
+			if replaced { // the end of the old one, then the new one
+				done, err := r.drain(ctx)
+				old.Close()
+				if done || err != nil {
+					return err
+				}
+				r = scanLog(v.last(), 0, -1, o, emit)
+				continue
+			}
 		}
 		if changed == nil || !open {
 			return nil
@@ -107,6 +132,16 @@ func readLog(ctx context.Context, path string, o LogOptions, live *logWriter, li
 			return ctx.Err()
 		}
 	}
+}
+
+// scanLog reads a file from start up to limit, or to its end when that is
+// negative.
+func scanLog(f *os.File, start, limit int64, o LogOptions, emit func(LogEntry) error) *logScanner {
+	length := int64(1 << 62)
+	if limit >= 0 {
+		length = max(0, limit-start)
+	}
+	return &logScanner{r: bufio.NewReaderSize(io.NewSectionReader(f, start, length), 64<<10), opts: o, emit: emit}
 }
 
 // logScanner turns the file's lines into entries.
@@ -168,14 +203,11 @@ func parseEntry(line []byte) (LogEntry, bool) {
 	return e, true
 }
 
-// tailOffset is where the last n lines begin.
-func tailOffset(f *os.File, n int) (int64, error) {
-	if n < 0 {
-		return 0, nil
-	}
-	end, err := f.Seek(0, io.SeekEnd)
-	if err != nil || n == 0 {
-		return end, err
+// tailOffset is where the last n lines before end begin, and how many of them
+// are not in the file.
+func tailOffset(f *os.File, end int64, n int) (at int64, missing int, err error) {
+	if n <= 0 {
+		return end, 0, nil
 	}
 	buf := make([]byte, 32<<10)
 	seen := -1 // the last line's own line feed doesn't count
@@ -183,14 +215,14 @@ func tailOffset(f *os.File, n int) (int64, error) {
 		at := max(0, end-int64(len(buf)))
 		b := buf[:end-at]
 		if _, err := f.ReadAt(b, at); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		for i := bytes.LastIndexByte(b, '\n'); i >= 0; i = bytes.LastIndexByte(b[:i], '\n') {
 			if seen++; seen == n {
-				return at + int64(i) + 1, nil
+				return at + int64(i) + 1, 0, nil
 			}
 		}
 		end = at
 	}
-	return 0, nil
+	return 0, n - max(seen+1, 0), nil
 }

@@ -22,10 +22,17 @@ const maxLogLine = 16 << 10
 //
 // An entry without the line feed in "log" is a part of a longer line. A line
 // that has not ended is held back until it does, or until the stream ends.
+//
+// With a limit, a file that has reached it becomes json.log.1, that one
+// json.log.2 and so on; the last of rotation.files goes. A file is replaced,
+// never cut: who reads it reads on.
 type logWriter struct {
-	log *slog.Logger
+	log      *slog.Logger
+	path     string
+	rotation rotation
 
 	mu       sync.Mutex
+	turn     uint64 // how often the file was replaced
 	f        *os.File
 	size     int64
 	partial  [3][]byte // by Stream
@@ -35,12 +42,12 @@ type logWriter struct {
 	closed   bool
 }
 
-func openLog(path string, log *slog.Logger) (*logWriter, error) {
+func openLog(path string, rot rotation, log *slog.Logger) (*logWriter, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	w := &logWriter{log: log, f: f, watchers: map[chan struct{}]struct{}{}}
+	w := &logWriter{log: log, path: path, rotation: rot, f: f, watchers: map[chan struct{}]struct{}{}}
 	if w.size, err = mendLog(f); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("open log: %w", err)
@@ -93,10 +100,10 @@ func (w *logWriter) addLine(s Stream, line []byte, now time.Time) {
 		ends := held[n-1] == '\n'
 		switch {
 		case n > maxLogLine && !(ends && n == maxLogLine+1):
-			w.buf = appendEntry(w.buf, s, held[:maxLogLine], now)
+			w.add(s, held[:maxLogLine], now)
 			held = held[maxLogLine:]
 		case ends:
-			w.buf = appendEntry(w.buf, s, held, now)
+			w.add(s, held, now)
 			held = held[:0]
 		default:
 			w.partial[s] = append(w.partial[s][:0], held...)
@@ -106,15 +113,47 @@ func (w *logWriter) addLine(s Stream, line []byte, now time.Time) {
 	w.partial[s] = w.partial[s][:0]
 }
 
+// add appends an entry to what is to be written, on a new file when it is time.
+func (w *logWriter) add(s Stream, line []byte, now time.Time) {
+	if w.rotation.size > 0 && w.size+int64(len(w.buf)) >= w.rotation.size {
+		w.flush()
+		w.buf = w.buf[:0]
+		w.rotate()
+	}
+	w.buf = appendEntry(w.buf, s, line, now)
+}
+
+// rotate begins a new file. After an error the old one goes on.
+func (w *logWriter) rotate() {
+	if w.closed {
+		return
+	}
+	f, err := w.rotation.next(w.path)
+	if err != nil {
+		w.fail(err)
+		return
+	}
+	w.f.Close()
+	w.f, w.size = f, 0
+	w.turn++
+}
+
+// fail tells of the first error.
+func (w *logWriter) fail(err error) {
+	if !w.failed {
+		w.failed = true
+		w.log.Error("container log is incomplete", "file", w.path, "error", err)
+	}
+}
+
 func (w *logWriter) flush() {
 	if len(w.buf) == 0 || w.closed {
 		return
 	}
 	n, err := w.f.Write(w.buf)
 	w.size += int64(n)
-	if err != nil && !w.failed {
-		w.failed = true
-		w.log.Error("container log is incomplete", "file", w.f.Name(), "error", err)
+	if err != nil {
+		w.fail(err)
 	}
 	for c := range w.watchers {
 		select {
@@ -135,7 +174,7 @@ func (w *logWriter) close() error {
 	w.buf = w.buf[:0]
 	for s, held := range w.partial {
 		if len(held) > 0 {
-			w.buf = appendEntry(w.buf, Stream(s), append(held, '\n'), now)
+			w.add(Stream(s), append(held, '\n'), now)
 		}
 	}
 	w.flush()
@@ -145,13 +184,6 @@ func (w *logWriter) close() error {
 	}
 	w.watchers = nil
 	return errors.Join(w.f.Close())
-}
-
-// position is how much has been written, in bytes.
-func (w *logWriter) position() int64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.size
 }
 
 // watch returns a channel that gets a value after writes and is closed with

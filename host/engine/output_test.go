@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -96,7 +97,7 @@ func FuzzLog(f *testing.F) {
 	f.Add(append(bytes.Repeat([]byte("x"), maxLogLine), '\n'), maxLogLine)
 	f.Fuzz(func(t *testing.T, data []byte, cut int) {
 		path := filepath.Join(t.TempDir(), "json.log")
-		w, err := openLog(path, discardLog())
+		w, err := openLog(path, rotation{}, discardLog())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -110,7 +111,7 @@ func FuzzLog(f *testing.F) {
 			t.Fatal(err)
 		}
 		var got []byte
-		err = readLog(t.Context(), path, LogOptions{Stdout: true, Tail: -1}, nil, -1, func(l LogEntry) error {
+		err = readAll(t, path, LogOptions{Stdout: true, Tail: -1}, nil, func(l LogEntry) error {
 			if len(l.Line) > 4*maxLogLine {
 				t.Errorf("an entry of %d bytes", len(l.Line))
 			}
@@ -140,7 +141,7 @@ func TestTornLog(t *testing.T) {
 	if err := os.WriteFile(path, []byte(torn), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w, err := openLog(path, discardLog())
+	w, err := openLog(path, rotation{}, discardLog())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +150,7 @@ func TestTornLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got string
-	err = readLog(t.Context(), path, LogOptions{Stdout: true, Stderr: true, Tail: -1}, nil, -1, func(l LogEntry) error {
+	err = readAll(t, path, LogOptions{Stdout: true, Stderr: true, Tail: -1}, nil, func(l LogEntry) error {
 		got += l.Stream.String() + ":" + string(l.Line)
 		return nil
 	})
@@ -184,4 +185,128 @@ func TestHubRace(t *testing.T) {
 	wg.Wait()
 	h.close()
 	clients.Wait()
+}
+
+// readAll views a log and reads it.
+func readAll(t *testing.T, path string, o LogOptions, live *logWriter, emit func(LogEntry) error) error {
+	t.Helper()
+	v, err := viewLog(path, live)
+	if err != nil {
+		return err
+	}
+	defer v.close()
+	if !o.Follow {
+		live = nil
+	}
+	return v.read(t.Context(), o, live, emit)
+}
+
+// A log begins a new file when one is full, and keeps as many as it may. Tails
+// reach over files; who follows goes on into the next; a view of before stays
+// what it was.
+func TestRotation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "json.log")
+	w, err := openLog(path, rotation{size: 1000, files: 3}, discardLog())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var followed []string
+	done := make(chan error)
+	go func() {
+		done <- readAll(t, path, LogOptions{Stdout: true, Follow: true, Tail: -1}, w, func(l LogEntry) error {
+			mu.Lock()
+			defer mu.Unlock()
+			followed = append(followed, string(l.Line))
+			return nil
+		})
+	}()
+	seen := func(n int) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			mu.Lock()
+			got := len(followed)
+			mu.Unlock()
+			if got == n {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%d lines followed, want %d", got, n)
+			}
+		}
+	}
+	var early *logView
+	for n := range 100 {
+		w.write(Stdout, fmt.Appendf(nil, "line %02d\n", n))
+		seen(n + 1) // or the rotation is too fast for it
+		if n == 4 {
+			if early, err = viewLog(path, w); err != nil {
+				t.Fatal(err)
+			}
+			defer early.close()
+		}
+	}
+	for n, want := range []bool{true, true, true, false} {
+		fi, err := os.Stat(oldLog(path, n))
+		if exists := err == nil; exists != want || exists && fi.Size() > 1100 {
+			t.Errorf("file %d: %v, %v", n, fi, err)
+		}
+	}
+	read := func(tail int) (got []string) {
+		t.Helper()
+		err := readAll(t, path, LogOptions{Stdout: true, Tail: tail}, w, func(l LogEntry) error {
+			got = append(got, string(l.Line))
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	all := read(-1)
+	if len(all) < 20 || len(all) > 40 || all[len(all)-1] != "line 99\n" {
+		t.Errorf("%d lines, %q", len(all), all)
+	}
+	for _, n := range []int{0, 1, 9, 12, 17, 25, 1000} {
+		want := all[max(0, len(all)-n):]
+		if got := read(n); !slices.Equal(got, want) {
+			t.Errorf("tail %d: %q, want %q", n, got, want)
+		}
+	}
+	var old []string
+	if err := early.read(t.Context(), LogOptions{Stdout: true, Tail: -1}, nil, func(l LogEntry) error {
+		old = append(old, string(l.Line))
+		return nil
+	}); err != nil || len(old) != 5 || old[0] != "line 00\n" {
+		t.Errorf("the early view: %q, %v", old, err)
+	}
+	if err := w.close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil || len(followed) != 100 || followed[99] != "line 99\n" {
+		t.Errorf("followed %d lines, %v", len(followed), err)
+	}
+}
+
+// A reader that is too slow for the rotation loses the oldest, and goes on.
+func TestSlowReaderOfRotation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "json.log")
+	w, err := openLog(path, rotation{size: 200, files: 2}, discardLog())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write(Stdout, []byte("first\n"))
+	var got []string
+	err = readAll(t, path, LogOptions{Stdout: true, Follow: true, Tail: -1}, w, func(l LogEntry) error {
+		if got = append(got, string(l.Line)); len(got) > 1 {
+			return nil
+		}
+		for n := range 50 { // while it is slow
+			w.write(Stdout, fmt.Appendf(nil, "line %02d\n", n))
+		}
+		return w.close()
+	})
+	if err != nil || len(got) < 3 || len(got) > 20 || got[0] != "first\n" || got[len(got)-1] != "line 49\n" {
+		t.Errorf("%q, %v", got, err)
+	}
 }

@@ -35,7 +35,7 @@ func (e *Engine) restartDelay(c *ctr, r *run, end ending) (time.Duration, bool) 
 	switch {
 	case p.IsAlways(), p.IsUnlessStopped():
 	case p.IsOnFailure() && end.code != 0:
-		if p.MaximumRetryCount > 0 && c.failures >= p.MaximumRetryCount {
+		if p.MaximumRetryCount > 0 && c.rec.RestartCount >= p.MaximumRetryCount {
 			return 0, false
 		}
 	default:

@@ -72,7 +72,7 @@ func (e *Engine) start(ctx context.Context, c *ctr, byUser bool) error {
 	}
 	if byUser {
 		c.stopRestart()
-		c.failures, c.rec.Stopped = 0, false
+		c.failures, c.rec.RestartCount, c.rec.Stopped = 0, 0, false
 	}
 	h := c.hub
 	c.mu.Unlock()
@@ -113,7 +113,11 @@ func (e *Engine) begin(ctx context.Context, c *ctr, h *hub) (err error) {
 	}
 	var log *logWriter
 	if rec.HostConfig.LogConfig.Type != "none" {
-		if log, err = openLog(e.logPath(c.id), e.log); err != nil {
+		rot, err := parseRotation(rec.HostConfig.LogConfig)
+		if err != nil {
+			return err
+		}
+		if log, err = openLog(e.logPath(c.id), rot, e.log); err != nil {
 			return err
 		}
 	}
