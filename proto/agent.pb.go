@@ -25,6 +25,55 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type PackRequest_What int32
+
+const (
+	PackRequest_PATH   PackRequest_What = 0
+	PackRequest_EXPORT PackRequest_What = 1 // the whole root, without mounts
+	PackRequest_LAYER  PackRequest_What = 2 // the writable layer, with whiteouts
+)
+
+// Enum value maps for PackRequest_What.
+var (
+	PackRequest_What_name = map[int32]string{
+		0: "PATH",
+		1: "EXPORT",
+		2: "LAYER",
+	}
+	PackRequest_What_value = map[string]int32{
+		"PATH":   0,
+		"EXPORT": 1,
+		"LAYER":  2,
+	}
+)
+
+func (x PackRequest_What) Enum() *PackRequest_What {
+	p := new(PackRequest_What)
+	*p = x
+	return p
+}
+
+func (x PackRequest_What) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PackRequest_What) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (PackRequest_What) Type() protoreflect.EnumType {
+	return &file_agent_proto_enumTypes[0]
+}
+
+func (x PackRequest_What) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PackRequest_What.Descriptor instead.
+func (PackRequest_What) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{24, 0}
+}
+
 type Empty struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1403,6 +1452,509 @@ func (x *VolumeRequest) GetName() string {
 	return ""
 }
 
+// Files are a container's, whether it runs or not. One that doesn't run must not
+// be started meanwhile.
+type Files struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Layers    []string               `protobuf:"bytes,2,rep,name=layers,proto3" json:"layers,omitempty"`        // as in StartRequest
+	Ephemeral bool                   `protobuf:"varint,3,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"` // as in StartRequest
+	// Its mounts of the types "host" and "volume": an array of the OCI
+	// runtime-spec's, as JSON.
+	Mounts        []byte `protobuf:"bytes,4,opt,name=mounts,proto3" json:"mounts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Files) Reset() {
+	*x = Files{}
+	mi := &file_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Files) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Files) ProtoMessage() {}
+
+func (x *Files) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Files.ProtoReflect.Descriptor instead.
+func (*Files) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Files) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Files) GetLayers() []string {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+func (x *Files) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return false
+}
+
+func (x *Files) GetMounts() []byte {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
+}
+
+type StatRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Files         *Files                 `protobuf:"bytes,1,opt,name=files,proto3" json:"files,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatRequest) Reset() {
+	*x = StatRequest{}
+	mi := &file_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatRequest) ProtoMessage() {}
+
+func (x *StatRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatRequest.ProtoReflect.Descriptor instead.
+func (*StatRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *StatRequest) GetFiles() *Files {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *StatRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type StatResponse struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Size            int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	Mode            uint32                 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"` // Go's io/fs.FileMode
+	ModTimeUnixNano int64                  `protobuf:"varint,4,opt,name=mod_time_unix_nano,json=modTimeUnixNano,proto3" json:"mod_time_unix_nano,omitempty"`
+	Target          string                 `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"` // of a symbolic link, followed to its end
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *StatResponse) Reset() {
+	*x = StatResponse{}
+	mi := &file_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatResponse) ProtoMessage() {}
+
+func (x *StatResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatResponse.ProtoReflect.Descriptor instead.
+func (*StatResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *StatResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StatResponse) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *StatResponse) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *StatResponse) GetModTimeUnixNano() int64 {
+	if x != nil {
+		return x.ModTimeUnixNano
+	}
+	return 0
+}
+
+func (x *StatResponse) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type PackRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Files         *Files                 `protobuf:"bytes,1,opt,name=files,proto3" json:"files,omitempty"`
+	Transfer      string                 `protobuf:"bytes,2,opt,name=transfer,proto3" json:"transfer,omitempty"` // names the stream
+	What          PackRequest_What       `protobuf:"varint,3,opt,name=what,proto3,enum=sampan.agent.v1.PackRequest_What" json:"what,omitempty"`
+	Path          string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"` // for PATH
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PackRequest) Reset() {
+	*x = PackRequest{}
+	mi := &file_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PackRequest) ProtoMessage() {}
+
+func (x *PackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PackRequest.ProtoReflect.Descriptor instead.
+func (*PackRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PackRequest) GetFiles() *Files {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *PackRequest) GetTransfer() string {
+	if x != nil {
+		return x.Transfer
+	}
+	return ""
+}
+
+func (x *PackRequest) GetWhat() PackRequest_What {
+	if x != nil {
+		return x.What
+	}
+	return PackRequest_PATH
+}
+
+func (x *PackRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type UnpackRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Files    *Files                 `protobuf:"bytes,1,opt,name=files,proto3" json:"files,omitempty"`
+	Transfer string                 `protobuf:"bytes,2,opt,name=transfer,proto3" json:"transfer,omitempty"` // names the stream
+	Path     string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`         // an existing directory
+	// Refuse to replace a directory by something else, and the other way round.
+	KeepKind bool `protobuf:"varint,4,opt,name=keep_kind,json=keepKind,proto3" json:"keep_kind,omitempty"`
+	// Who gets the files, as in the spec's process.user.username. Empty: whom
+	// the tar names.
+	Owner         string `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpackRequest) Reset() {
+	*x = UnpackRequest{}
+	mi := &file_agent_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpackRequest) ProtoMessage() {}
+
+func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpackRequest.ProtoReflect.Descriptor instead.
+func (*UnpackRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *UnpackRequest) GetFiles() *Files {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *UnpackRequest) GetTransfer() string {
+	if x != nil {
+		return x.Transfer
+	}
+	return ""
+}
+
+func (x *UnpackRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *UnpackRequest) GetKeepKind() bool {
+	if x != nil {
+		return x.KeepKind
+	}
+	return false
+}
+
+func (x *UnpackRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+type ChangesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Files         *Files                 `protobuf:"bytes,1,opt,name=files,proto3" json:"files,omitempty"`
+	SizeOnly      bool                   `protobuf:"varint,2,opt,name=size_only,json=sizeOnly,proto3" json:"size_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangesRequest) Reset() {
+	*x = ChangesRequest{}
+	mi := &file_agent_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangesRequest) ProtoMessage() {}
+
+func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangesRequest.ProtoReflect.Descriptor instead.
+func (*ChangesRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ChangesRequest) GetFiles() *Files {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *ChangesRequest) GetSizeOnly() bool {
+	if x != nil {
+		return x.SizeOnly
+	}
+	return false
+}
+
+type ChangesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Changes       []*Change              `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"` // in order, parents first
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`      // bytes added or changed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangesResponse) Reset() {
+	*x = ChangesResponse{}
+	mi := &file_agent_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangesResponse) ProtoMessage() {}
+
+func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangesResponse.ProtoReflect.Descriptor instead.
+func (*ChangesResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ChangesResponse) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *ChangesResponse) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type Change struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Kind          uint32                 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"` // Docker's: 0 modified, 1 added, 2 deleted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Change) Reset() {
+	*x = Change{}
+	mi := &file_agent_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Change) ProtoMessage() {}
+
+func (x *Change) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Change.ProtoReflect.Descriptor instead.
+func (*Change) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Change) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Change) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
 type ClockRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AdjustNano    int64                  `protobuf:"varint,1,opt,name=adjust_nano,json=adjustNano,proto3" json:"adjust_nano,omitempty"` // 0: only tell
@@ -1412,7 +1964,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1976,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1989,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ClockRequest) GetAdjustNano() int64 {
@@ -1456,7 +2008,7 @@ type ClockResponse struct {
 
 func (x *ClockResponse) Reset() {
 	*x = ClockResponse{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1468,7 +2020,7 @@ func (x *ClockResponse) String() string {
 func (*ClockResponse) ProtoMessage() {}
 
 func (x *ClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1481,7 +2033,7 @@ func (x *ClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
 func (*ClockResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ClockResponse) GetTimeUnixNano() int64 {
@@ -1508,7 +2060,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +2072,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +2085,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StatusResponse) GetMemoryTotal() uint64 {
@@ -1609,7 +2161,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +2173,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1634,7 +2186,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PowerOffRequest) GetGraceMs() uint32 {
@@ -1750,7 +2302,46 @@ const file_agent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05purge\x18\x02 \x01(\bR\x05purge\"#\n" +
 	"\rVolumeRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"/\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"e\n" +
+	"\x05Files\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06layers\x18\x02 \x03(\tR\x06layers\x12\x1c\n" +
+	"\tephemeral\x18\x03 \x01(\bR\tephemeral\x12\x16\n" +
+	"\x06mounts\x18\x04 \x01(\fR\x06mounts\"O\n" +
+	"\vStatRequest\x12,\n" +
+	"\x05files\x18\x01 \x01(\v2\x16.sampan.agent.v1.FilesR\x05files\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"\x8f\x01\n" +
+	"\fStatResponse\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x12\n" +
+	"\x04mode\x18\x03 \x01(\rR\x04mode\x12+\n" +
+	"\x12mod_time_unix_nano\x18\x04 \x01(\x03R\x0fmodTimeUnixNano\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\tR\x06target\"\xcb\x01\n" +
+	"\vPackRequest\x12,\n" +
+	"\x05files\x18\x01 \x01(\v2\x16.sampan.agent.v1.FilesR\x05files\x12\x1a\n" +
+	"\btransfer\x18\x02 \x01(\tR\btransfer\x125\n" +
+	"\x04what\x18\x03 \x01(\x0e2!.sampan.agent.v1.PackRequest.WhatR\x04what\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\"'\n" +
+	"\x04What\x12\b\n" +
+	"\x04PATH\x10\x00\x12\n" +
+	"\n" +
+	"\x06EXPORT\x10\x01\x12\t\n" +
+	"\x05LAYER\x10\x02\"\xa0\x01\n" +
+	"\rUnpackRequest\x12,\n" +
+	"\x05files\x18\x01 \x01(\v2\x16.sampan.agent.v1.FilesR\x05files\x12\x1a\n" +
+	"\btransfer\x18\x02 \x01(\tR\btransfer\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x1b\n" +
+	"\tkeep_kind\x18\x04 \x01(\bR\bkeepKind\x12\x14\n" +
+	"\x05owner\x18\x05 \x01(\tR\x05owner\"[\n" +
+	"\x0eChangesRequest\x12,\n" +
+	"\x05files\x18\x01 \x01(\v2\x16.sampan.agent.v1.FilesR\x05files\x12\x1b\n" +
+	"\tsize_only\x18\x02 \x01(\bR\bsizeOnly\"X\n" +
+	"\x0fChangesResponse\x121\n" +
+	"\achanges\x18\x01 \x03(\v2\x17.sampan.agent.v1.ChangeR\achanges\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"0\n" +
+	"\x06Change\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\rR\x04kind\"/\n" +
 	"\fClockRequest\x12\x1f\n" +
 	"\vadjust_nano\x18\x01 \x01(\x03R\n" +
 	"adjustNano\"5\n" +
@@ -1771,7 +2362,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x10agent_goroutines\x18\b \x01(\rR\x0fagentGoroutines\x12+\n" +
 	"\x11agent_descriptors\x18\t \x01(\rR\x10agentDescriptors\",\n" +
 	"\x0fPowerOffRequest\x12\x19\n" +
-	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\xdb\x06\n" +
+	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\xee\b\n" +
 	"\x05Agent\x12R\n" +
 	"\tConfigure\x12!.sampan.agent.v1.ConfigureRequest\x1a\".sampan.agent.v1.ConfigureResponse\x12F\n" +
 	"\x05Start\x12\x1d.sampan.agent.v1.StartRequest\x1a\x1e.sampan.agent.v1.StartResponse\x12D\n" +
@@ -1781,7 +2372,11 @@ const file_agent_proto_rawDesc = "" +
 	"\x06Resize\x12\x1e.sampan.agent.v1.ResizeRequest\x1a\x16.sampan.agent.v1.Empty\x12I\n" +
 	"\x06Health\x12\x1e.sampan.agent.v1.HealthRequest\x1a\x1f.sampan.agent.v1.HealthResponse\x12@\n" +
 	"\x06Remove\x12\x1e.sampan.agent.v1.RemoveRequest\x1a\x16.sampan.agent.v1.Empty\x12F\n" +
-	"\fRemoveVolume\x12\x1e.sampan.agent.v1.VolumeRequest\x1a\x16.sampan.agent.v1.Empty\x12F\n" +
+	"\fRemoveVolume\x12\x1e.sampan.agent.v1.VolumeRequest\x1a\x16.sampan.agent.v1.Empty\x12C\n" +
+	"\x04Stat\x12\x1c.sampan.agent.v1.StatRequest\x1a\x1d.sampan.agent.v1.StatResponse\x12<\n" +
+	"\x04Pack\x12\x1c.sampan.agent.v1.PackRequest\x1a\x16.sampan.agent.v1.Empty\x12@\n" +
+	"\x06Unpack\x12\x1e.sampan.agent.v1.UnpackRequest\x1a\x16.sampan.agent.v1.Empty\x12L\n" +
+	"\aChanges\x12\x1f.sampan.agent.v1.ChangesRequest\x1a .sampan.agent.v1.ChangesResponse\x12F\n" +
 	"\x05Clock\x12\x1d.sampan.agent.v1.ClockRequest\x1a\x1e.sampan.agent.v1.ClockResponse\x12A\n" +
 	"\x06Status\x12\x16.sampan.agent.v1.Empty\x1a\x1f.sampan.agent.v1.StatusResponse\x12D\n" +
 	"\bPowerOff\x12 .sampan.agent.v1.PowerOffRequest\x1a\x16.sampan.agent.v1.EmptyB\x0eZ\fsampan/protob\x06proto3"
@@ -1798,76 +2393,100 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_agent_proto_goTypes = []any{
-	(*Empty)(nil),             // 0: sampan.agent.v1.Empty
-	(*ConfigureRequest)(nil),  // 1: sampan.agent.v1.ConfigureRequest
-	(*Uplink)(nil),            // 2: sampan.agent.v1.Uplink
-	(*ConfigureResponse)(nil), // 3: sampan.agent.v1.ConfigureResponse
-	(*BootStage)(nil),         // 4: sampan.agent.v1.BootStage
-	(*StartRequest)(nil),      // 5: sampan.agent.v1.StartRequest
-	(*HealthCheck)(nil),       // 6: sampan.agent.v1.HealthCheck
-	(*Streams)(nil),           // 7: sampan.agent.v1.Streams
-	(*TerminalSize)(nil),      // 8: sampan.agent.v1.TerminalSize
-	(*Endpoint)(nil),          // 9: sampan.agent.v1.Endpoint
-	(*StartResponse)(nil),     // 10: sampan.agent.v1.StartResponse
-	(*ExecRequest)(nil),       // 11: sampan.agent.v1.ExecRequest
-	(*ProcessRequest)(nil),    // 12: sampan.agent.v1.ProcessRequest
-	(*WaitResponse)(nil),      // 13: sampan.agent.v1.WaitResponse
-	(*SignalRequest)(nil),     // 14: sampan.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),     // 15: sampan.agent.v1.ResizeRequest
-	(*HealthRequest)(nil),     // 16: sampan.agent.v1.HealthRequest
-	(*HealthResponse)(nil),    // 17: sampan.agent.v1.HealthResponse
-	(*HealthResult)(nil),      // 18: sampan.agent.v1.HealthResult
-	(*RemoveRequest)(nil),     // 19: sampan.agent.v1.RemoveRequest
-	(*VolumeRequest)(nil),     // 20: sampan.agent.v1.VolumeRequest
-	(*ClockRequest)(nil),      // 21: sampan.agent.v1.ClockRequest
-	(*ClockResponse)(nil),     // 22: sampan.agent.v1.ClockResponse
-	(*StatusResponse)(nil),    // 23: sampan.agent.v1.StatusResponse
-	(*PowerOffRequest)(nil),   // 24: sampan.agent.v1.PowerOffRequest
-	nil,                       // 25: sampan.agent.v1.StartRequest.FilesEntry
+	(PackRequest_What)(0),     // 0: sampan.agent.v1.PackRequest.What
+	(*Empty)(nil),             // 1: sampan.agent.v1.Empty
+	(*ConfigureRequest)(nil),  // 2: sampan.agent.v1.ConfigureRequest
+	(*Uplink)(nil),            // 3: sampan.agent.v1.Uplink
+	(*ConfigureResponse)(nil), // 4: sampan.agent.v1.ConfigureResponse
+	(*BootStage)(nil),         // 5: sampan.agent.v1.BootStage
+	(*StartRequest)(nil),      // 6: sampan.agent.v1.StartRequest
+	(*HealthCheck)(nil),       // 7: sampan.agent.v1.HealthCheck
+	(*Streams)(nil),           // 8: sampan.agent.v1.Streams
+	(*TerminalSize)(nil),      // 9: sampan.agent.v1.TerminalSize
+	(*Endpoint)(nil),          // 10: sampan.agent.v1.Endpoint
+	(*StartResponse)(nil),     // 11: sampan.agent.v1.StartResponse
+	(*ExecRequest)(nil),       // 12: sampan.agent.v1.ExecRequest
+	(*ProcessRequest)(nil),    // 13: sampan.agent.v1.ProcessRequest
+	(*WaitResponse)(nil),      // 14: sampan.agent.v1.WaitResponse
+	(*SignalRequest)(nil),     // 15: sampan.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),     // 16: sampan.agent.v1.ResizeRequest
+	(*HealthRequest)(nil),     // 17: sampan.agent.v1.HealthRequest
+	(*HealthResponse)(nil),    // 18: sampan.agent.v1.HealthResponse
+	(*HealthResult)(nil),      // 19: sampan.agent.v1.HealthResult
+	(*RemoveRequest)(nil),     // 20: sampan.agent.v1.RemoveRequest
+	(*VolumeRequest)(nil),     // 21: sampan.agent.v1.VolumeRequest
+	(*Files)(nil),             // 22: sampan.agent.v1.Files
+	(*StatRequest)(nil),       // 23: sampan.agent.v1.StatRequest
+	(*StatResponse)(nil),      // 24: sampan.agent.v1.StatResponse
+	(*PackRequest)(nil),       // 25: sampan.agent.v1.PackRequest
+	(*UnpackRequest)(nil),     // 26: sampan.agent.v1.UnpackRequest
+	(*ChangesRequest)(nil),    // 27: sampan.agent.v1.ChangesRequest
+	(*ChangesResponse)(nil),   // 28: sampan.agent.v1.ChangesResponse
+	(*Change)(nil),            // 29: sampan.agent.v1.Change
+	(*ClockRequest)(nil),      // 30: sampan.agent.v1.ClockRequest
+	(*ClockResponse)(nil),     // 31: sampan.agent.v1.ClockResponse
+	(*StatusResponse)(nil),    // 32: sampan.agent.v1.StatusResponse
+	(*PowerOffRequest)(nil),   // 33: sampan.agent.v1.PowerOffRequest
+	nil,                       // 34: sampan.agent.v1.StartRequest.FilesEntry
 }
 var file_agent_proto_depIdxs = []int32{
-	2,  // 0: sampan.agent.v1.ConfigureRequest.uplink:type_name -> sampan.agent.v1.Uplink
-	4,  // 1: sampan.agent.v1.ConfigureResponse.stages:type_name -> sampan.agent.v1.BootStage
-	25, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
-	9,  // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
-	7,  // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
-	8,  // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	6,  // 6: sampan.agent.v1.StartRequest.health:type_name -> sampan.agent.v1.HealthCheck
-	7,  // 7: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
-	8,  // 8: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	8,  // 9: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	18, // 10: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
-	1,  // 11: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
-	5,  // 12: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
-	11, // 13: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
-	12, // 14: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
-	14, // 15: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
-	15, // 16: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
-	16, // 17: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
-	19, // 18: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
-	20, // 19: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
-	21, // 20: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
-	0,  // 21: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
-	24, // 22: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
-	3,  // 23: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
-	10, // 24: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
-	10, // 25: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
-	13, // 26: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
-	0,  // 27: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
-	0,  // 28: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
-	17, // 29: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
-	0,  // 30: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
-	0,  // 31: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
-	22, // 32: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
-	23, // 33: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
-	0,  // 34: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
-	23, // [23:35] is the sub-list for method output_type
-	11, // [11:23] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	3,  // 0: sampan.agent.v1.ConfigureRequest.uplink:type_name -> sampan.agent.v1.Uplink
+	5,  // 1: sampan.agent.v1.ConfigureResponse.stages:type_name -> sampan.agent.v1.BootStage
+	34, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
+	10, // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
+	8,  // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
+	9,  // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	7,  // 6: sampan.agent.v1.StartRequest.health:type_name -> sampan.agent.v1.HealthCheck
+	8,  // 7: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
+	9,  // 8: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	9,  // 9: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	19, // 10: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
+	22, // 11: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
+	22, // 12: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
+	0,  // 13: sampan.agent.v1.PackRequest.what:type_name -> sampan.agent.v1.PackRequest.What
+	22, // 14: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
+	22, // 15: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
+	29, // 16: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
+	2,  // 17: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
+	6,  // 18: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
+	12, // 19: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
+	13, // 20: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
+	15, // 21: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
+	16, // 22: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
+	17, // 23: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
+	20, // 24: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
+	21, // 25: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
+	23, // 26: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
+	25, // 27: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
+	26, // 28: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
+	27, // 29: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
+	30, // 30: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
+	1,  // 31: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
+	33, // 32: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
+	4,  // 33: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
+	11, // 34: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
+	11, // 35: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
+	14, // 36: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
+	1,  // 37: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
+	1,  // 38: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
+	18, // 39: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
+	1,  // 40: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
+	1,  // 41: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
+	24, // 42: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
+	1,  // 43: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
+	1,  // 44: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
+	28, // 45: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
+	31, // 46: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
+	32, // 47: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
+	1,  // 48: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
+	33, // [33:49] is the sub-list for method output_type
+	17, // [17:33] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -1880,13 +2499,14 @@ func file_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   26,
+			NumEnums:      1,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_agent_proto_goTypes,
 		DependencyIndexes: file_agent_proto_depIdxs,
+		EnumInfos:         file_agent_proto_enumTypes,
 		MessageInfos:      file_agent_proto_msgTypes,
 	}.Build()
 	File_agent_proto = out.File

@@ -17,6 +17,10 @@ type AgentService interface {
 	Health(context.Context, *HealthRequest) (*HealthResponse, error)
 	Remove(context.Context, *RemoveRequest) (*Empty, error)
 	RemoveVolume(context.Context, *VolumeRequest) (*Empty, error)
+	Stat(context.Context, *StatRequest) (*StatResponse, error)
+	Pack(context.Context, *PackRequest) (*Empty, error)
+	Unpack(context.Context, *UnpackRequest) (*Empty, error)
+	Changes(context.Context, *ChangesRequest) (*ChangesResponse, error)
 	Clock(context.Context, *ClockRequest) (*ClockResponse, error)
 	Status(context.Context, *Empty) (*StatusResponse, error)
 	PowerOff(context.Context, *PowerOffRequest) (*Empty, error)
@@ -87,6 +91,34 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.RemoveVolume(ctx, &req)
+			},
+			"Stat": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req StatRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Stat(ctx, &req)
+			},
+			"Pack": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req PackRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Pack(ctx, &req)
+			},
+			"Unpack": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req UnpackRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Unpack(ctx, &req)
+			},
+			"Changes": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ChangesRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Changes(ctx, &req)
 			},
 			"Clock": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req ClockRequest
@@ -190,6 +222,38 @@ func (c *agentClient) Remove(ctx context.Context, req *RemoveRequest) (*Empty, e
 func (c *agentClient) RemoveVolume(ctx context.Context, req *VolumeRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "RemoveVolume", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Stat(ctx context.Context, req *StatRequest) (*StatResponse, error) {
+	var resp StatResponse
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Stat", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Pack(ctx context.Context, req *PackRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Pack", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Unpack(ctx context.Context, req *UnpackRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Unpack", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Changes(ctx context.Context, req *ChangesRequest) (*ChangesResponse, error) {
+	var resp ChangesResponse
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Changes", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

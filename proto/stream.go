@@ -15,6 +15,8 @@ const (
 	// Before anything else the agent sends the byte DialOK; it ends the stream
 	// without it when it can't connect.
 	StreamDial = "dial"
+	// StreamArchive carries a tar to or from a container.
+	StreamArchive = "archive"
 )
 
 // DialOK is the agent's first byte on a StreamDial that is connected. The host
@@ -36,7 +38,8 @@ const MaxHeader = 4096
 type StreamHeader struct {
 	Kind string `json:"kind"` // required
 
-	// For StreamStdio: the process, as in agent.proto, and which stream.
+	// For StreamStdio: the process, as in agent.proto, and which stream. For
+	// StreamArchive: the container, and the transfer as Stream.
 	Container string `json:"container,omitempty"`
 	Exec      string `json:"exec,omitempty"`
 	Stream    string `json:"stream,omitempty"`

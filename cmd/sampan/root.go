@@ -63,7 +63,8 @@ func newRootCommand(a *app) *cobra.Command {
 	add("common", newRunCommand(a), newExecCommand(a), newPsCommand(a), newPullCommand(a),
 		newImagesCommand(a), newVersionCommand(a), newInfoCommand(a))
 	add("manage", newMachineCommand(a), newVolumeCommand(a))
-	add("other", newAttachCommand(a), newCreateCommand(a), newEventsCommand(a), newInspectCommand(a),
+	add("other", newAttachCommand(a), newCpCommand(a), newCreateCommand(a), newDiffCommand(a), newEventsCommand(a),
+		newExportCommand(a), newInspectCommand(a),
 		newKillCommand(a), newLoadCommand(a), newLogsCommand(a), newPortCommand(a), newRestartCommand(a),
 		newRmCommand(a), newRmiCommand(a), newStartCommand(a), newStopCommand(a), newTagCommand(a), newWaitCommand(a))
 	return root

@@ -41,6 +41,7 @@ type container struct {
 	mu      sync.Mutex
 	runtime *runtime.Container // nil until it runs
 	health  *health.Monitor    // nil without a check, and until it runs
+	root    *rootfs            // nil unless mounted
 }
 
 // Start implements proto.AgentService.
@@ -123,6 +124,9 @@ func (s *Service) enter(ctx context.Context, id string) (*container, error) {
 			return nil, failed("start container "+id, ctx.Err())
 		}
 	}
+	if err := s.transfers.end(ctx, id); err != nil {
+		return nil, failed("start container "+id, err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.readyLocked(); err != nil {
@@ -193,7 +197,7 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 	}
 	stdio.connect(conns)
 	c.mu.Lock()
-	c.runtime = ctr
+	c.runtime, c.root = ctr, root
 	if check != nil {
 		c.health = health.Start(*check, probe(ctr, checkSpec))
 	}
@@ -273,6 +277,9 @@ func (s *Service) watch(c *container, ctr *runtime.Container, stdio *stdio, root
 	if c.health != nil {
 		c.health.Stop() // its probe was killed with the container
 	}
+	c.mu.Lock()
+	c.root = nil
+	c.mu.Unlock()
 	s.logError(root.unmount())
 }
 
@@ -311,6 +318,9 @@ func (s *Service) Remove(ctx context.Context, req *proto.RemoveRequest) (*proto.
 		s.leave(c)
 	}
 	if req.Purge {
+		if err := s.transfers.end(ctx, req.Id); err != nil {
+			return nil, failed("remove container "+req.Id, err)
+		}
 		var gone <-chan struct{}
 		if c = s.leaver(req.Id); c != nil {
 			gone = c.gone

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountOverlay mounts layers (bottom first) under a writable directory. It
+// mountOverlay mounts layers (bottom first) under a writable directory; without
+// one (the empty upper) it is read-only, and wants two layers or more. It
 // uses the new mount API, since the options of 127 layers don't fit in
 // mount(2)'s one page. What is written to an ephemeral one need not reach the
 // disk: not when a process asks for that, and not when it is unmounted.
@@ -25,11 +26,14 @@ func mountOverlay(target string, layers []string, upper, work string, ephemeral 
 	for _, l := range slices.Backward(layers) { // topmost first
 		options = append(options, [2]string{"lowerdir+", l})
 	}
+	if upper != "" {
+		options = append(options, [2]string{"upperdir", upper}, [2]string{"workdir", work})
+	}
 	options = append(options,
-		[2]string{"upperdir", upper}, [2]string{"workdir", work},
 		// What the upper directory holds must make sense on any lower ones: the
-		// container may be started again on the same layers, mounted anew.
-		[2]string{"index", "off"}, [2]string{"metacopy", "off"}, [2]string{"xino", "auto"},
+		// container may be started again on the same layers, mounted anew. And
+		// without the lower ones' help: Changes reads it alone.
+		[2]string{"index", "off"}, [2]string{"metacopy", "off"}, [2]string{"redirect_dir", "nofollow"}, [2]string{"xino", "auto"},
 	)
 	for _, o := range options {
 		if err := unix.FsconfigSetString(fd, o[0], o[1]); err != nil {

@@ -15,10 +15,11 @@ import (
 // rootfs is a container's file system outside of its mount namespace.
 type rootfs struct {
 	layers *layers
-	names  []string // of layers, bottom first
-	run    string   // /run/sampan/containers/ID
-	data   string   // /data/containers/ID
-	binds  []string // mounted below run, in order
+	names  []string          // of layers, bottom first
+	run    string            // /run/sampan/containers/ID
+	data   string            // /data/containers/ID
+	binds  []string          // mounted below run, in order
+	files  map[string]string // what is mounted over the container's own files, by path
 	// ephemeral says that the writable layer goes with the container's end.
 	ephemeral bool
 }
@@ -77,13 +78,31 @@ func (r *rootfs) unmount() error {
 }
 
 // bind mounts what the path src, below the directory dir, names (a directory
-// or a file) and returns where. No symbolic link is followed on the way, and a
-// rename by somebody else can't lead elsewhere: the object that was opened is
-// the one that is mounted.
+// or a file) and returns where.
 func (r *rootfs) bind(dir, src string) (string, error) {
+	tree, isDir, err := cloneBelow(dir, src)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(tree)
+	target, err := r.bindTarget(isDir)
+	if err != nil {
+		return "", err
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return "", &fs.PathError{Op: "bind", Path: src, Err: err}
+	}
+	r.binds = append(r.binds, target)
+	return target, nil
+}
+
+// cloneBelow is a detached mount of what the path src, below the directory dir,
+// names. No symbolic link is followed on the way, and a rename by somebody else
+// can't lead elsewhere: the object that was opened is the one that is mounted.
+func cloneBelow(dir, src string) (tree int, isDir bool, err error) {
 	base, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", &fs.PathError{Op: "open", Path: dir, Err: err}
+		return -1, false, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(base)
 	fd, err := unix.Openat2(base, src, &unix.OpenHow{
@@ -91,27 +110,18 @@ func (r *rootfs) bind(dir, src string) (string, error) {
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if err != nil {
-		return "", &fs.PathError{Op: "open", Path: src, Err: err}
+		return -1, false, &fs.PathError{Op: "open", Path: src, Err: err}
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return "", &fs.PathError{Op: "stat", Path: src, Err: err}
+		return -1, false, &fs.PathError{Op: "stat", Path: src, Err: err}
 	}
-	target, err := r.bindTarget(st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	tree, err = unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err != nil {
-		return "", err
+		return -1, false, &fs.PathError{Op: "clone mount of", Path: src, Err: err}
 	}
-	tree, err := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
-	if err != nil {
-		return "", &fs.PathError{Op: "clone mount of", Path: src, Err: err}
-	}
-	defer unix.Close(tree)
-	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return "", &fs.PathError{Op: "bind", Path: src, Err: err}
-	}
-	r.binds = append(r.binds, target)
-	return target, nil
+	return tree, st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
 }
 
 // bindTarget makes the next place for a bind mount.
@@ -144,5 +154,6 @@ func (r *rootfs) writeFiles(files map[string][]byte) (map[string]string, error) 
 			return nil, err
 		}
 	}
+	r.files = at
 	return at, nil
 }

@@ -46,6 +46,8 @@ type Service struct {
 	offOne sync.Once
 	spare  reserve
 
+	transfers transfers
+
 	mu         sync.Mutex
 	network    *network.Network // set by Configure
 	containers map[string]*container
@@ -61,6 +63,7 @@ func New(cfg Config) *Service {
 		cfg: cfg, layers: newLayers(boot.ImagesDir, boot.RunDir+"/layers"),
 		off: make(chan struct{}), containers: map[string]*container{}, leaving: map[string]*container{},
 		guestExecs: newProcesses(), volumes: map[string]*sync.Mutex{},
+		transfers: transfers{all: map[*transfer]struct{}{}, stopped: map[string]*stoppedRoot{}},
 	}
 }
 
@@ -168,6 +171,7 @@ func (s *Service) End(grace time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), grace+endTimeout)
 	defer cancel()
 	var eg errgroup.Group
+	eg.Go(func() error { return s.transfers.end(ctx, "") })
 	for _, c := range all {
 		eg.Go(func() error { return c.end(ctx, grace) })
 	}

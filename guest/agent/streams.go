@@ -69,6 +69,8 @@ func (t *Streams) serve(conn net.Conn) {
 	switch h.Kind {
 	case proto.StreamStdio:
 		t.offer(streamKey{h.Container, h.Exec, h.Stream}, conn)
+	case proto.StreamArchive:
+		t.offer(streamKey{h.Container, archiveExec, h.Stream}, conn)
 	case proto.StreamDial:
 		if err := dial(conn, h.Network, h.Address); err != nil {
 			t.log.Warn("stream: " + err.Error())

@@ -104,6 +104,20 @@ func planUser(plan *stage2.Process, u specs.User, files userFiles) error {
 	return nil
 }
 
+// LookupUser looks "user[:group]" up in the user databases of a root.
+func LookupUser(rootfs, name string) (uid, gid int, err error) {
+	files, err := readUserFiles(rootfs)
+	if err != nil {
+		return 0, 0, err
+	}
+	passwd, group := files.readers()
+	found, err := user.GetExecUser(name, new(user.ExecUser), passwd, group)
+	if err != nil {
+		return 0, 0, err
+	}
+	return found.Uid, found.Gid, nil
+}
+
 // withHome adds HOME unless env has it.
 func withHome(env []string, home string) []string {
 	for _, e := range env {

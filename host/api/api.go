@@ -89,6 +89,11 @@ func (s *server) routes() []route {
 		{"POST /containers/{name}/resize", s.containerResize},
 		{"POST /containers/{name}/rename", s.containerRename},
 		{"DELETE /containers/{name}", s.containerRemove},
+		{"HEAD /containers/{name}/archive", s.archiveStat},
+		{"GET /containers/{name}/archive", s.archiveGet},
+		{"PUT /containers/{name}/archive", s.archivePut},
+		{"GET /containers/{name}/export", s.containerExport},
+		{"GET /containers/{name}/changes", s.containerChanges},
 
 		{"POST /containers/{name}/exec", s.execCreate},
 		{"POST /exec/{id}/start", s.execStart},

@@ -123,6 +123,8 @@ var errGone = errors.New("connection closed: the guest is gone")
 
 func (g *fakeGuest) Dial(context.Context, string, string) (net.Conn, error) { return nil, errGone }
 
+func (g *fakeGuest) Archive(context.Context, string, string) (net.Conn, error) { return nil, errGone }
+
 // proc finds or makes a process: streams and the call come in any order.
 func (g *fakeGuest) proc(container, exec string) *process {
 	g.mu.Lock()

@@ -29,6 +29,9 @@ type Guest interface {
 	// Stdio opens one standard stream of a process; the connection has
 	// CloseWrite.
 	Stdio(ctx context.Context, container, exec, stream string) (net.Conn, error)
+	// Archive opens the stream of a transfer of a container's files; the
+	// connection has CloseWrite.
+	Archive(ctx context.Context, container, transfer string) (net.Conn, error)
 	// Dial opens a network connection from within the guest.
 	Dial(ctx context.Context, network, address string) (net.Conn, error)
 	// Done is closed when the session has ended.
@@ -129,7 +132,12 @@ type ctr struct {
 	// cancelRestart ends a back-off; nil unless restarting.
 	cancelRestart context.CancelFunc
 	// callOff ends a start that waits for the machine; nil when none does.
-	callOff       context.CancelFunc
+	callOff context.CancelFunc
+	// users end the uses of the container's files that are under way; lent of
+	// them hold op together. lending is closed when op has been taken for them.
+	users         map[int]context.CancelFunc
+	lent, nextUse int
+	lending       chan struct{}
 	releaseLayers func()
 }
 
@@ -139,6 +147,7 @@ func (e *Engine) newCtr(rec record) *ctr {
 		op:      make(chan struct{}, 1),
 		hub:     newHub(e.tmp(), rec.Config.OpenStdin),
 		waiters: map[*waiter]struct{}{},
+		users:   map[int]context.CancelFunc{},
 		gone:    make(chan struct{}),
 	}
 }

@@ -63,6 +63,9 @@ func (e *Engine) claim(c *ctr, name string, o RemoveOptions) error {
 	}
 	c.removing = true
 	c.stopRestart()
+	for _, end := range c.users {
+		end()
+	}
 	return nil
 }
 

@@ -99,6 +99,9 @@ func (a *ahead) Close() error {
 	return nil
 }
 
+// Decompress is decompress, for tars that clients send.
+func Decompress(r io.Reader) (io.ReadCloser, error) { return decompress(r) }
+
 // decompress gives the contents of a stream in gzip, zstd or no compression,
 // told apart by how it begins.
 func decompress(r io.Reader) (io.ReadCloser, error) {

@@ -51,6 +51,12 @@ func (g *Guest) Stdio(ctx context.Context, container, exec, stream string) (net.
 	return g.open(ctx, proto.StreamHeader{Kind: proto.StreamStdio, Container: container, Exec: exec, Stream: stream})
 }
 
+// Archive opens the stream of a transfer of a container's files. The connection
+// has CloseWrite.
+func (g *Guest) Archive(ctx context.Context, container, transfer string) (net.Conn, error) {
+	return g.open(ctx, proto.StreamHeader{Kind: proto.StreamArchive, Container: container, Stream: transfer})
+}
+
 // Dial opens a network connection from within the guest. It does not wait for
 // the guest: when the address can't be reached, the first Read fails with
 // ECONNREFUSED. The connection has CloseWrite.
