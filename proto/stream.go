@@ -13,7 +13,8 @@ const (
 	StreamStdio = "stdio"
 	// StreamDial is a network connection that the agent opens in the guest.
 	// Before anything else the agent sends the byte DialOK; it ends the stream
-	// without it when it can't connect.
+	// without it when it can't connect. Of the network "udp" it carries
+	// datagrams, framed as AppendDatagram says, to and from one socket.
 	StreamDial = "dial"
 	// StreamArchive carries a tar to or from a container.
 	StreamArchive = "archive"

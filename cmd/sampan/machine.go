@@ -138,7 +138,8 @@ type machineStatus struct {
 		Name string        `json:"name"`
 		At   time.Duration `json:"at"`
 	} `json:"boot"`
-	LastError string `json:"lastError"`
+	LastError string   `json:"lastError"`
+	Warnings  []string `json:"warnings"`
 	Guest     *struct {
 		MemoryTotal     uint64 `json:"memory_total"`
 		MemoryAvailable uint64 `json:"memory_available"`
@@ -218,6 +219,9 @@ func (s *machineStatus) print(w io.Writer) {
 	}
 	first, _, _ := strings.Cut(s.LastError, "\n") // the console's tail follows, which machine logs shows
 	line("Last error", first)
+	for _, w := range s.Warnings {
+		line("Warning", w)
+	}
 	if len(s.Boot) == 0 {
 		return
 	}

@@ -9,7 +9,7 @@ import (
 
 func TestMachine(t *testing.T) {
 	f := newFake(t)
-	f.answer("GET /sampan/machine", 200, `{"state":"running","driver":"QEMU 7.2.0, TCG","pid":42,"kernel":"6.12.1","cpus":2,"memory":2147483648,"dataDisk":"/h/data.img","diskSize":68719476736,"diskDone":"clean","boot":[{"name":"process","at":30000000},{"name":"kernel","at":1200000000}],"lastError":"ended by itself","guest":{"memory_total":2000000000,"memory_available":1900000000}}`)
+	f.answer("GET /sampan/machine", 200, `{"state":"running","driver":"QEMU 7.2.0, TCG","pid":42,"kernel":"6.12.1","cpus":2,"memory":2147483648,"dataDisk":"/h/data.img","diskSize":68719476736,"diskDone":"clean","boot":[{"name":"process","at":30000000},{"name":"kernel","at":1200000000}],"lastError":"ended by itself","warnings":["port 0.0.0.0:80/tcp of container web does not work"],"guest":{"memory_total":2000000000,"memory_available":1900000000}}`)
 	f.answer("POST /sampan/machine/start", 204, nil)
 	f.answer("POST /sampan/machine/stop", 500, "the machine does not answer")
 	f.answer("GET /sampan/machine/logs", 200, "console\n")
@@ -25,6 +25,7 @@ CPUs:       2
 Memory:     2GiB, 95.37MiB used
 Data disk:  /h/data.img, 64GiB (clean)
 Last error: ended by itself
+Warning:    port 0.0.0.0:80/tcp of container web does not work
 Boot:
   process         30ms  +30ms
   kernel          1.2s  +1.17s

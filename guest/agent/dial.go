@@ -1,11 +1,14 @@
 package agent
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"net"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sampan/proto"
 )
@@ -13,12 +16,12 @@ import (
 const dialTimeout = 20 * time.Second
 
 // dial connects the stream to an address of the guest's network and carries
-// bytes until both directions have ended. Where nobody listens the stream just
-// ends: that is the host's to tell, not an error.
+// bytes until both directions have ended, or datagrams until the stream has.
+// Where nobody listens the stream just ends: that is the host's to tell, not an
+// error.
 func dial(stream net.Conn, netw, address string) error {
 	defer stream.Close()
-	// TODO: "udp", once the protocol says how datagrams are framed.
-	if netw != "tcp" {
+	if netw != "tcp" && netw != "udp" {
 		return fmt.Errorf("dial %s: not supported", netw)
 	}
 	host, _, err := net.SplitHostPort(address)
@@ -34,6 +37,13 @@ func dial(stream net.Conn, netw, address string) error {
 	}
 	defer conn.Close()
 	if _, err := stream.Write([]byte{proto.DialOK}); err != nil {
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			tcp.SetLinger(0) // the client has hung up already
+		}
+		return nil
+	}
+	if netw == "udp" {
+		datagrams(stream, conn.(*net.UDPConn))
 		return nil
 	}
 	target, ok := stream.(duplex)
@@ -51,22 +61,109 @@ type duplex interface {
 	closeWriter
 }
 
+// proxied is a stream and the connection that it stands for.
+type proxied struct {
+	stream duplex
+	conn   *net.TCPConn
+
+	mu    sync.Mutex
+	ended bool // stream.CloseWrite was called
+}
+
 // proxy copies both ways, passing half-closes on. An error in one direction
-// ends both; the TCP side then sees a reset.
+// ends both: the TCP side then sees a reset, and so does the host's, since a
+// stream that is closed before both its directions were ended was reset.
 func proxy(stream duplex, conn *net.TCPConn) {
-	fail := func() {
-		conn.SetLinger(0)
-		conn.Close()
-		stream.Close()
-	}
+	p := &proxied{stream: stream, conn: conn}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if copyAll(conn, stream) != nil || conn.CloseWrite() != nil {
-			fail()
+		if copyAll(conn, stream) != nil || p.endRequest() != nil {
+			p.reset()
 		}
 	})
-	if copyAll(stream, conn) != nil || stream.CloseWrite() != nil {
-		fail()
+	if copyAll(stream, conn) != nil || p.endAnswer() != nil {
+		p.reset()
 	}
+	wg.Wait()
+}
+
+// endRequest passes on that the host has sent everything, or that it has hung
+// up: then a write fails.
+func (p *proxied) endRequest() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ended {
+		if err := writable(p.stream); err != nil {
+			return err
+		}
+	}
+	return p.conn.CloseWrite()
+}
+
+func (p *proxied) endAnswer() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+	return p.stream.CloseWrite()
+}
+
+func (p *proxied) reset() {
+	p.conn.SetLinger(0)
+	p.conn.Close()
+	p.stream.Close()
+}
+
+// writable writes nothing.
+func writable(conn syscallConn) error {
+	rc, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := rc.Control(func(fd uintptr) { err = unix.Send(int(fd), nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT) })
+	return errors.Join(cerr, err)
+}
+
+// datagrams carries datagrams both ways until the stream ends, which is the
+// host's to decide. What nobody receives is lost, as datagrams are.
+func datagrams(stream net.Conn, conn *net.UDPConn) {
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer conn.Close()
+		r, buf := bufio.NewReader(stream), make([]byte, 0, 2048)
+		for {
+			var err error
+			if buf, err = proto.ReadDatagram(r, buf); err != nil {
+				return
+			}
+			conn.Write(buf)
+		}
+	})
+	rc, err := conn.SyscallConn()
+	for err == nil {
+		var (
+			buf  *[]byte
+			n    int
+			rerr error
+		)
+		// As in lazyReader: a thousand idle flows hold no buffers.
+		err = rc.Read(func(fd uintptr) bool {
+			buf = buffers.Get().(*[]byte)
+			n, rerr = unix.Read(int(fd), (*buf)[proto.DatagramHeader:])
+			if rerr == unix.EAGAIN {
+				buffers.Put(buf)
+				buf = nil
+			}
+			return rerr != unix.EAGAIN
+		})
+		if buf == nil {
+			break
+		}
+		// Another error is an answer to an earlier datagram: nobody listens yet.
+		if err == nil && rerr == nil {
+			_, err = stream.Write(proto.AppendDatagram((*buf)[:0], (*buf)[proto.DatagramHeader:][:n]))
+		}
+		buffers.Put(buf)
+	}
+	stream.Close()
 	wg.Wait()
 }

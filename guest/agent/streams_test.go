@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -226,6 +227,111 @@ func TestDialProxy(t *testing.T) {
 		if err := dial(conn, bad[0], bad[1]); err == nil {
 			t.Errorf("dial %v: no error", bad)
 		}
+	}
+}
+
+// A reset of either side is one for the other; a half-close is none.
+func TestDialReset(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	open := func() (server *net.TCPConn, stream net.Conn) {
+		t.Helper()
+		conn, host := sockets(t)
+		stream = host
+		go dial(conn, "tcp", ln.Addr().String())
+		c, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		stream.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.ReadFull(stream, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		return c.(*net.TCPConn), stream
+	}
+	server, stream := open()
+	stream.Close()
+	if _, err := server.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("the server reads %v, want a reset", err)
+	}
+	conn, host := sockets(t)
+	host.Close() // before the connection is made
+	go dial(conn, "tcp", ln.Addr().String())
+	c, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("of a host that has hung up the server reads %v, want a reset", err)
+	}
+	server, stream = open()
+	server.SetLinger(0)
+	server.Close()
+	if _, err := stream.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the host reads %v, want the end", err)
+	}
+	if _, err := stream.Write(nil); err == nil {
+		t.Error("a reset looks like an end to the host")
+	}
+	server, stream = open()
+	server.CloseWrite()
+	if _, err := stream.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the host reads %v, want the end", err)
+	}
+	if _, err := io.WriteString(stream, "x"); err != nil {
+		t.Errorf("a half-close looks like a reset to the host: %v", err)
+	}
+	if _, err := io.ReadFull(server, make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDialUDP(t *testing.T) {
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	server.SetDeadline(time.Now().Add(10 * time.Second))
+	conn, host := sockets(t)
+	host.SetDeadline(time.Now().Add(10 * time.Second))
+	ended := make(chan error, 1)
+	go func() { ended <- dial(conn, "udp", server.LocalAddr().String()) }()
+	r := bufio.NewReader(host)
+	if b, err := r.ReadByte(); err != nil || b != proto.DialOK {
+		t.Fatalf("%d, %v", b, err)
+	}
+	for _, p := range []string{"one", "", strings.Repeat("x", proto.MaxDatagram)} {
+		if _, err := host.Write(proto.AppendDatagram(nil, []byte(p))); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, proto.MaxDatagram)
+		n, from, err := server.ReadFrom(b)
+		if err != nil || string(b[:n]) != p {
+			t.Fatalf("the server gets %d bytes, %v; want %d", n, err, len(p))
+		}
+		if _, err := server.WriteTo(b[:n], from); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := proto.ReadDatagram(r, nil); err != nil || string(got) != p {
+			t.Fatalf("the host gets %d bytes, %v; want %d", len(got), err, len(p))
+		}
+	}
+	host.Close()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the flow outlives its stream")
 	}
 }
 

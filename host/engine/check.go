@@ -52,6 +52,9 @@ func checkConfig(c *container.Config) error {
 	if err := checkHealth(c.Healthcheck); err != nil {
 		return err
 	}
+	if _, err := proxied(c.Labels); err != nil {
+		return err
+	}
 	return refuse([]named{
 		{"Config.NetworkDisabled", c.NetworkDisabled},
 	})
@@ -201,7 +204,7 @@ func checkResources(r *container.Resources) error {
 
 func checkPorts(m network.PortMap) error {
 	for port, bindings := range m {
-		if port.Proto() != network.TCP {
+		if port.Proto() != network.TCP && port.Proto() != network.UDP {
 			return unsupported("HostConfig.PortBindings of %s", port)
 		}
 		for _, b := range bindings {

@@ -20,6 +20,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 
 	"sampan/host/machine"
+	"sampan/host/network"
 	"sampan/proto"
 )
 
@@ -97,6 +98,7 @@ type Engine struct {
 	events  *bus
 	purges  *purgeList
 	ipam    *ipam
+	ports   *network.Ports
 	// stopping says that the machine is being stopped on request: restart
 	// policies wait.
 	stopping atomic.Bool
@@ -158,7 +160,7 @@ func New(cfg Config) (*Engine, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	e := &Engine{
 		cfg: cfg, machine: cfg.Machine, log: cfg.Log,
-		events: newBus(), ipam: newIPAM(),
+		events: newBus(), ipam: newIPAM(), ports: network.NewPorts(cfg.Log),
 		ctx: ctx, cancel: cancel,
 		containers: map[string]*ctr{}, names: map[string]string{},
 		volumes: map[string]*volumeRecord{}, execs: map[string]*exec{},

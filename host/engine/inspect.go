@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -75,8 +76,16 @@ func (s *state) inspect() *container.State {
 	}
 }
 
-// MachineStatus tells the machine's state without booting it.
-func (e *Engine) MachineStatus(ctx context.Context) machine.Status { return e.machine.Status(ctx) }
+// MachineStatus tells the machine's state without booting it, and what doesn't
+// work at present.
+func (e *Engine) MachineStatus(ctx context.Context) machine.Status {
+	s := e.machine.Status(ctx)
+	for _, f := range e.ports.Failing() {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("port %s/%s of %s does not work since %s: %v",
+			f.Addr, f.Proto, e.describe(f.Owner), f.Since.Format(time.TimeOnly), f.Err))
+	}
+	return s
+}
 
 // ConsoleLog is the path of the guest's console log.
 func (e *Engine) ConsoleLog() string { return e.machine.ConsoleLog() }

@@ -291,8 +291,8 @@ func startError(prefix string, err error) error {
 	if isClassed(err) {
 		return err
 	}
-	if errors.Is(err, network.ErrInUse) {
-		return errdefs.ErrInternal.WithMessage(text)
+	if _, ok := errors.AsType[*networkError](err); ok {
+		return errdefs.ErrInternal.WithMessage(err.Error())
 	}
 	return fmt.Errorf("%s%w", prefix, err)
 }

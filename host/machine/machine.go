@@ -86,6 +86,9 @@ type Status struct {
 	Since time.Time `json:"since"`
 	// LastError is why the machine last failed to boot or ended by itself.
 	LastError string `json:"lastError,omitempty"`
+	// Warnings tell what doesn't work at present; others than this package add
+	// to them.
+	Warnings []string `json:"warnings,omitempty"`
 	// Guest is the guest's own account; absent when it does not run.
 	Guest *proto.StatusResponse `json:"guest,omitempty"`
 }

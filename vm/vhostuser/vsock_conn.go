@@ -234,12 +234,14 @@ func (c *vsockConn) peerShutdown(flags uint32) {
 		return
 	}
 	c.peerShut |= flags
-	if c.peerShut&shutSend != 0 {
-		c.In.EndRead(io.EOF)
-	}
+	// In this order: who reads the end finds out by a write whether the guest
+	// has closed the connection altogether.
 	if c.peerShut&shutReceive != 0 {
 		c.Out.EndWrite(syscall.EPIPE)
 		c.Out.Drop()
+	}
+	if c.peerShut&shutSend != 0 {
+		c.In.EndRead(io.EOF)
 	}
 	if c.peerShut == shutBoth {
 		c.reset(syscall.ECONNRESET) // the guest waits for it

@@ -69,7 +69,7 @@ func prepare() (string, error) {
 			return fail(err)
 		}
 	}
-	build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, "bin")+"/", "./cmd/sampan", "./cmd/sampand")
+	build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, "bin")+"/", "./cmd/sampan", "./cmd/sampand", "./cmd/sampan/e2e/peer")
 	build.Dir = root
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {

@@ -1,0 +1,112 @@
+// Command peer is a server with a port for each way a connection can go; the
+// tests run it in a container and talk to it through published ports.
+//
+//	7000  echoes until the client ends (TCP), each datagram (UDP)
+//	7001  sends as many bytes as the client's first line says
+//	7002  answers the end with what it has received: bytes and SHA-256
+//	7003  resets the connection after the first byte
+//	7004  prints how the connection ends: "eof" or "reset"
+//	7005  sends back the first 28 bytes, in hex
+package main
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+func main() {
+	for port, serve := range map[int]func(*net.TCPConn){
+		7000: echo, 7001: source, 7002: sink, 7003: reset, 7004: end, 7005: head,
+	} {
+		ln, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		go accept(ln, serve)
+	}
+	udp, err := net.ListenPacket("udp", ":7000")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println("ready")
+	buf := make([]byte, 1<<16)
+	for {
+		n, from, err := udp.ReadFrom(buf)
+		if err == nil {
+			udp.WriteTo(buf[:n], from)
+		}
+	}
+}
+
+func accept(ln net.Listener, serve func(*net.TCPConn)) {
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			fmt.Println("accept:", err)
+			continue
+		}
+		go func() {
+			defer c.Close()
+			serve(c.(*net.TCPConn))
+		}()
+	}
+}
+
+func echo(c *net.TCPConn) { io.Copy(c, c) }
+
+// source's bytes are those of a generator with a fixed seed.
+func source(c *net.TCPConn) {
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil {
+		return
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(line), 10, 64)
+	if err != nil {
+		return
+	}
+	io.CopyN(c, rand.NewChaCha8([32]byte{}), n)
+}
+
+func sink(c *net.TCPConn) {
+	h := sha256.New()
+	n, err := io.Copy(h, c)
+	if err == nil {
+		fmt.Fprintf(c, "%d %x\n", n, h.Sum(nil))
+	}
+}
+
+func reset(c *net.TCPConn) {
+	c.Read(make([]byte, 1))
+	c.SetLinger(0)
+}
+
+func end(c *net.TCPConn) {
+	_, err := io.Copy(io.Discard, c)
+	switch {
+	case err == nil:
+		fmt.Println("eof")
+	case errors.Is(err, syscall.ECONNRESET):
+		fmt.Println("reset")
+	default:
+		fmt.Println(err)
+	}
+}
+
+func head(c *net.TCPConn) {
+	b := make([]byte, 28)
+	n, _ := io.ReadAtLeast(c, b, 1)
+	fmt.Fprintf(c, "%x", b[:n])
+	c.CloseWrite()
+	io.Copy(io.Discard, c)
+}
