@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -52,6 +53,9 @@ func (a *app) startDaemon(ctx context.Context, home string) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := keepInherited(); err != nil {
+		return &daemonError{"start sampand: " + err.Error()}
+	}
 	err = cmd.Start()
 	_ = theirs.Close() // theirs is a copy; ours would hide the end of file
 	if err != nil {
@@ -65,6 +69,22 @@ func (a *app) startDaemon(ctx context.Context, home string) error {
 	}
 	_ = ready.SetReadDeadline(deadline) // a pipe can
 	return a.readiness(ready, logPath)
+}
+
+// keepInherited keeps from the daemon what this process has inherited open
+// beyond its standard streams: the lock of a script that calls us, or the end of
+// somebody's pipe, would be held until the daemon ends.
+func keepInherited() error {
+	open, err := os.ReadDir("/dev/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range open {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			syscall.CloseOnExec(fd) // without effect on the one that listed them
+		}
+	}
+	return nil
 }
 
 // readiness reads what the daemon says about its start.

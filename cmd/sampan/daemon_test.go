@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -156,6 +157,32 @@ func TestDaemonOnDemand(t *testing.T) {
 		t.Errorf("%+v", res)
 	}
 	if res := sampan("machine", "status", "--json"); res.out != "{\n    \"state\": \"stopped\"\n}\n" {
+		t.Errorf("%+v", res)
+	}
+}
+
+// What sampan has inherited, such as the lock of the script that calls it, is
+// not the daemon's.
+func TestDaemonInheritsNothing(t *testing.T) {
+	var fds [2]int
+	if err := syscall.Pipe(fds[:]); err != nil { // not close-on-exec, as a shell's
+		t.Fatal(err)
+	}
+	if err := syscall.SetNonblock(fds[0], true); err != nil {
+		t.Fatal(err)
+	}
+	r := os.NewFile(uintptr(fds[0]), "pipe")
+	defer r.Close()
+	_, sampan := daemonHome(t, "")
+	if res := sampan("ps", "-q"); res.code != 0 {
+		t.Errorf("%+v", res)
+	}
+	syscall.Close(fds[1])
+	r.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if n, err := r.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("read %d, %v: want the end, for nobody has the other end", n, err)
+	}
+	if res := sampan("machine", "stop", "--daemon"); res.code != 0 {
 		t.Errorf("%+v", res)
 	}
 }
