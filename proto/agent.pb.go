@@ -71,7 +71,7 @@ func (x PackRequest_What) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PackRequest_What.Descriptor instead.
 func (PackRequest_What) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24, 0}
+	return file_agent_proto_rawDescGZIP(), []int{31, 0}
 }
 
 type Empty struct {
@@ -1452,6 +1452,715 @@ func (x *VolumeRequest) GetName() string {
 	return ""
 }
 
+type FreezeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Frozen        bool                   `protobuf:"varint,2,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeRequest) Reset() {
+	*x = FreezeRequest{}
+	mi := &file_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeRequest) ProtoMessage() {}
+
+func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
+func (*FreezeRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *FreezeRequest) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *FreezeRequest) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
+}
+
+type ProcessesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Processes     []*ProcessInfo         `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`
+	TimeUnixNano  int64                  `protobuf:"varint,2,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"` // when it was so
+	UptimeNano    int64                  `protobuf:"varint,3,opt,name=uptime_nano,json=uptimeNano,proto3" json:"uptime_nano,omitempty"`         // of the guest
+	MemoryTotal   uint64                 `protobuf:"varint,4,opt,name=memory_total,json=memoryTotal,proto3" json:"memory_total,omitempty"`      // bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProcessesResponse) Reset() {
+	*x = ProcessesResponse{}
+	mi := &file_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessesResponse) ProtoMessage() {}
+
+func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
+func (*ProcessesResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ProcessesResponse) GetProcesses() []*ProcessInfo {
+	if x != nil {
+		return x.Processes
+	}
+	return nil
+}
+
+func (x *ProcessesResponse) GetTimeUnixNano() int64 {
+	if x != nil {
+		return x.TimeUnixNano
+	}
+	return 0
+}
+
+func (x *ProcessesResponse) GetUptimeNano() int64 {
+	if x != nil {
+		return x.UptimeNano
+	}
+	return 0
+}
+
+func (x *ProcessesResponse) GetMemoryTotal() uint64 {
+	if x != nil {
+		return x.MemoryTotal
+	}
+	return 0
+}
+
+// ProcessInfo is what the guest's /proc says of a process.
+type ProcessInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // in the guest's pid namespace
+	Parent        int32                  `protobuf:"varint,2,opt,name=parent,proto3" json:"parent,omitempty"`
+	Uid           uint32                 `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,4,opt,name=gid,proto3" json:"gid,omitempty"`
+	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // "R", "S" …
+	Session       int32                  `protobuf:"varint,6,opt,name=session,proto3" json:"session,omitempty"`
+	Group         int32                  `protobuf:"varint,7,opt,name=group,proto3" json:"group,omitempty"`
+	Foreground    int32                  `protobuf:"varint,8,opt,name=foreground,proto3" json:"foreground,omitempty"` // process group of its terminal, -1: no terminal
+	Tty           uint32                 `protobuf:"varint,9,opt,name=tty,proto3" json:"tty,omitempty"`               // device number, 0: none
+	CpuNano       int64                  `protobuf:"varint,10,opt,name=cpu_nano,json=cpuNano,proto3" json:"cpu_nano,omitempty"`
+	StartNano     int64                  `protobuf:"varint,11,opt,name=start_nano,json=startNano,proto3" json:"start_nano,omitempty"` // after the guest's start
+	Nice          int32                  `protobuf:"varint,12,opt,name=nice,proto3" json:"nice,omitempty"`
+	Threads       int32                  `protobuf:"varint,13,opt,name=threads,proto3" json:"threads,omitempty"`
+	Virtual       uint64                 `protobuf:"varint,14,opt,name=virtual,proto3" json:"virtual,omitempty"`   // bytes
+	Resident      uint64                 `protobuf:"varint,15,opt,name=resident,proto3" json:"resident,omitempty"` // bytes
+	Name          string                 `protobuf:"bytes,16,opt,name=name,proto3" json:"name,omitempty"`
+	Args          []string               `protobuf:"bytes,17,rep,name=args,proto3" json:"args,omitempty"`      // empty for one that has ended
+	Locked        uint64                 `protobuf:"varint,18,opt,name=locked,proto3" json:"locked,omitempty"` // bytes
+	Priority      int32                  `protobuf:"varint,19,opt,name=priority,proto3" json:"priority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProcessInfo) Reset() {
+	*x = ProcessInfo{}
+	mi := &file_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessInfo) ProtoMessage() {}
+
+func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
+func (*ProcessInfo) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ProcessInfo) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetParent() int32 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ProcessInfo) GetSession() int32 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetGroup() int32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetForeground() int32 {
+	if x != nil {
+		return x.Foreground
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetTty() uint32 {
+	if x != nil {
+		return x.Tty
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetCpuNano() int64 {
+	if x != nil {
+		return x.CpuNano
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetStartNano() int64 {
+	if x != nil {
+		return x.StartNano
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetNice() int32 {
+	if x != nil {
+		return x.Nice
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetThreads() int32 {
+	if x != nil {
+		return x.Threads
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetVirtual() uint64 {
+	if x != nil {
+		return x.Virtual
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetResident() uint64 {
+	if x != nil {
+		return x.Resident
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ProcessInfo) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *ProcessInfo) GetLocked() uint64 {
+	if x != nil {
+		return x.Locked
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+type UsageResponse struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	TimeUnixNano     int64                  `protobuf:"varint,1,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"`
+	CpuNano          uint64                 `protobuf:"varint,2,opt,name=cpu_nano,json=cpuNano,proto3" json:"cpu_nano,omitempty"`
+	CpuUserNano      uint64                 `protobuf:"varint,3,opt,name=cpu_user_nano,json=cpuUserNano,proto3" json:"cpu_user_nano,omitempty"`
+	CpuSystemNano    uint64                 `protobuf:"varint,4,opt,name=cpu_system_nano,json=cpuSystemNano,proto3" json:"cpu_system_nano,omitempty"`
+	SystemNano       uint64                 `protobuf:"varint,5,opt,name=system_nano,json=systemNano,proto3" json:"system_nano,omitempty"` // of all of the guest's processors, idle ones included
+	Processors       uint32                 `protobuf:"varint,6,opt,name=processors,proto3" json:"processors,omitempty"`
+	Periods          uint64                 `protobuf:"varint,7,opt,name=periods,proto3" json:"periods,omitempty"`
+	ThrottledPeriods uint64                 `protobuf:"varint,8,opt,name=throttled_periods,json=throttledPeriods,proto3" json:"throttled_periods,omitempty"`
+	ThrottledNano    uint64                 `protobuf:"varint,9,opt,name=throttled_nano,json=throttledNano,proto3" json:"throttled_nano,omitempty"`
+	Memory           uint64                 `protobuf:"varint,10,opt,name=memory,proto3" json:"memory,omitempty"`                              // bytes
+	MemoryLimit      uint64                 `protobuf:"varint,11,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"` // bytes; the guest's memory when there is none
+	MemoryStat       map[string]uint64      `protobuf:"bytes,12,rep,name=memory_stat,json=memoryStat,proto3" json:"memory_stat,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	MemoryFailures   uint64                 `protobuf:"varint,13,opt,name=memory_failures,json=memoryFailures,proto3" json:"memory_failures,omitempty"`
+	Processes        uint64                 `protobuf:"varint,14,opt,name=processes,proto3" json:"processes,omitempty"`
+	ProcessesLimit   uint64                 `protobuf:"varint,15,opt,name=processes_limit,json=processesLimit,proto3" json:"processes_limit,omitempty"` // 0: none
+	Devices          []*DeviceUsage         `protobuf:"bytes,16,rep,name=devices,proto3" json:"devices,omitempty"`
+	Interfaces       []*InterfaceUsage      `protobuf:"bytes,17,rep,name=interfaces,proto3" json:"interfaces,omitempty"` // of its network, but for loopback
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *UsageResponse) Reset() {
+	*x = UsageResponse{}
+	mi := &file_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageResponse) ProtoMessage() {}
+
+func (x *UsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
+func (*UsageResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *UsageResponse) GetTimeUnixNano() int64 {
+	if x != nil {
+		return x.TimeUnixNano
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetCpuNano() uint64 {
+	if x != nil {
+		return x.CpuNano
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetCpuUserNano() uint64 {
+	if x != nil {
+		return x.CpuUserNano
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetCpuSystemNano() uint64 {
+	if x != nil {
+		return x.CpuSystemNano
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetSystemNano() uint64 {
+	if x != nil {
+		return x.SystemNano
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetProcessors() uint32 {
+	if x != nil {
+		return x.Processors
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetPeriods() uint64 {
+	if x != nil {
+		return x.Periods
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetThrottledPeriods() uint64 {
+	if x != nil {
+		return x.ThrottledPeriods
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetThrottledNano() uint64 {
+	if x != nil {
+		return x.ThrottledNano
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetMemory() uint64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetMemoryLimit() uint64 {
+	if x != nil {
+		return x.MemoryLimit
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetMemoryStat() map[string]uint64 {
+	if x != nil {
+		return x.MemoryStat
+	}
+	return nil
+}
+
+func (x *UsageResponse) GetMemoryFailures() uint64 {
+	if x != nil {
+		return x.MemoryFailures
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetProcesses() uint64 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetProcessesLimit() uint64 {
+	if x != nil {
+		return x.ProcessesLimit
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetDevices() []*DeviceUsage {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *UsageResponse) GetInterfaces() []*InterfaceUsage {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+type DeviceUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Major         uint64                 `protobuf:"varint,1,opt,name=major,proto3" json:"major,omitempty"`
+	Minor         uint64                 `protobuf:"varint,2,opt,name=minor,proto3" json:"minor,omitempty"`
+	Read          uint64                 `protobuf:"varint,3,opt,name=read,proto3" json:"read,omitempty"`       // bytes
+	Written       uint64                 `protobuf:"varint,4,opt,name=written,proto3" json:"written,omitempty"` // bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceUsage) Reset() {
+	*x = DeviceUsage{}
+	mi := &file_agent_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceUsage) ProtoMessage() {}
+
+func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceUsage.ProtoReflect.Descriptor instead.
+func (*DeviceUsage) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DeviceUsage) GetMajor() uint64 {
+	if x != nil {
+		return x.Major
+	}
+	return 0
+}
+
+func (x *DeviceUsage) GetMinor() uint64 {
+	if x != nil {
+		return x.Minor
+	}
+	return 0
+}
+
+func (x *DeviceUsage) GetRead() uint64 {
+	if x != nil {
+		return x.Read
+	}
+	return 0
+}
+
+func (x *DeviceUsage) GetWritten() uint64 {
+	if x != nil {
+		return x.Written
+	}
+	return 0
+}
+
+type InterfaceUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	RxBytes       uint64                 `protobuf:"varint,2,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
+	RxPackets     uint64                 `protobuf:"varint,3,opt,name=rx_packets,json=rxPackets,proto3" json:"rx_packets,omitempty"`
+	RxErrors      uint64                 `protobuf:"varint,4,opt,name=rx_errors,json=rxErrors,proto3" json:"rx_errors,omitempty"`
+	RxDropped     uint64                 `protobuf:"varint,5,opt,name=rx_dropped,json=rxDropped,proto3" json:"rx_dropped,omitempty"`
+	TxBytes       uint64                 `protobuf:"varint,6,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
+	TxPackets     uint64                 `protobuf:"varint,7,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
+	TxErrors      uint64                 `protobuf:"varint,8,opt,name=tx_errors,json=txErrors,proto3" json:"tx_errors,omitempty"`
+	TxDropped     uint64                 `protobuf:"varint,9,opt,name=tx_dropped,json=txDropped,proto3" json:"tx_dropped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InterfaceUsage) Reset() {
+	*x = InterfaceUsage{}
+	mi := &file_agent_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InterfaceUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InterfaceUsage) ProtoMessage() {}
+
+func (x *InterfaceUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InterfaceUsage.ProtoReflect.Descriptor instead.
+func (*InterfaceUsage) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *InterfaceUsage) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *InterfaceUsage) GetRxBytes() uint64 {
+	if x != nil {
+		return x.RxBytes
+	}
+	return 0
+}
+
+func (x *InterfaceUsage) GetRxPackets() uint64 {
+	if x != nil {
+		return x.RxPackets
+	}
+	return 0
+}
+
+func (x *InterfaceUsage) GetRxErrors() uint64 {
+	if x != nil {
+		return x.RxErrors
+	}
+	return 0
+}
+
+func (x *InterfaceUsage) GetRxDropped() uint64 {
+	if x != nil {
+		return x.RxDropped
+	}
+	return 0
+}
+
+func (x *InterfaceUsage) GetTxBytes() uint64 {
+	if x != nil {
+		return x.TxBytes
+	}
+	return 0
+}
+
+func (x *InterfaceUsage) GetTxPackets() uint64 {
+	if x != nil {
+		return x.TxPackets
+	}
+	return 0
+}
+
+func (x *InterfaceUsage) GetTxErrors() uint64 {
+	if x != nil {
+		return x.TxErrors
+	}
+	return 0
+}
+
+func (x *InterfaceUsage) GetTxDropped() uint64 {
+	if x != nil {
+		return x.TxDropped
+	}
+	return 0
+}
+
+type LimitRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Resources     []byte                 `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"` // OCI runtime-spec LinuxResources, as JSON
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LimitRequest) Reset() {
+	*x = LimitRequest{}
+	mi := &file_agent_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LimitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LimitRequest) ProtoMessage() {}
+
+func (x *LimitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LimitRequest.ProtoReflect.Descriptor instead.
+func (*LimitRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *LimitRequest) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *LimitRequest) GetResources() []byte {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
 // Files are a container's, whether it runs or not. One that doesn't run must not
 // be started meanwhile.
 type Files struct {
@@ -1468,7 +2177,7 @@ type Files struct {
 
 func (x *Files) Reset() {
 	*x = Files{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +2189,7 @@ func (x *Files) String() string {
 func (*Files) ProtoMessage() {}
 
 func (x *Files) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +2202,7 @@ func (x *Files) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Files.ProtoReflect.Descriptor instead.
 func (*Files) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Files) GetId() string {
@@ -1534,7 +2243,7 @@ type StatRequest struct {
 
 func (x *StatRequest) Reset() {
 	*x = StatRequest{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +2255,7 @@ func (x *StatRequest) String() string {
 func (*StatRequest) ProtoMessage() {}
 
 func (x *StatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +2268,7 @@ func (x *StatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatRequest.ProtoReflect.Descriptor instead.
 func (*StatRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StatRequest) GetFiles() *Files {
@@ -1589,7 +2298,7 @@ type StatResponse struct {
 
 func (x *StatResponse) Reset() {
 	*x = StatResponse{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1601,7 +2310,7 @@ func (x *StatResponse) String() string {
 func (*StatResponse) ProtoMessage() {}
 
 func (x *StatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1614,7 +2323,7 @@ func (x *StatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatResponse.ProtoReflect.Descriptor instead.
 func (*StatResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StatResponse) GetName() string {
@@ -1664,7 +2373,7 @@ type PackRequest struct {
 
 func (x *PackRequest) Reset() {
 	*x = PackRequest{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +2385,7 @@ func (x *PackRequest) String() string {
 func (*PackRequest) ProtoMessage() {}
 
 func (x *PackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +2398,7 @@ func (x *PackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackRequest.ProtoReflect.Descriptor instead.
 func (*PackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PackRequest) GetFiles() *Files {
@@ -1736,7 +2445,7 @@ type UnpackRequest struct {
 
 func (x *UnpackRequest) Reset() {
 	*x = UnpackRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1748,7 +2457,7 @@ func (x *UnpackRequest) String() string {
 func (*UnpackRequest) ProtoMessage() {}
 
 func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1761,7 +2470,7 @@ func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackRequest.ProtoReflect.Descriptor instead.
 func (*UnpackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UnpackRequest) GetFiles() *Files {
@@ -1809,7 +2518,7 @@ type ChangesRequest struct {
 
 func (x *ChangesRequest) Reset() {
 	*x = ChangesRequest{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +2530,7 @@ func (x *ChangesRequest) String() string {
 func (*ChangesRequest) ProtoMessage() {}
 
 func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +2543,7 @@ func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesRequest.ProtoReflect.Descriptor instead.
 func (*ChangesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ChangesRequest) GetFiles() *Files {
@@ -1861,7 +2570,7 @@ type ChangesResponse struct {
 
 func (x *ChangesResponse) Reset() {
 	*x = ChangesResponse{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +2582,7 @@ func (x *ChangesResponse) String() string {
 func (*ChangesResponse) ProtoMessage() {}
 
 func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +2595,7 @@ func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesResponse.ProtoReflect.Descriptor instead.
 func (*ChangesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ChangesResponse) GetChanges() []*Change {
@@ -1913,7 +2622,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2634,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2647,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Change) GetPath() string {
@@ -1964,7 +2673,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2685,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +2698,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ClockRequest) GetAdjustNano() int64 {
@@ -2008,7 +2717,7 @@ type ClockResponse struct {
 
 func (x *ClockResponse) Reset() {
 	*x = ClockResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2729,7 @@ func (x *ClockResponse) String() string {
 func (*ClockResponse) ProtoMessage() {}
 
 func (x *ClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2742,7 @@ func (x *ClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
 func (*ClockResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ClockResponse) GetTimeUnixNano() int64 {
@@ -2060,7 +2769,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2781,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2794,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StatusResponse) GetMemoryTotal() uint64 {
@@ -2161,7 +2870,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2882,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2895,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PowerOffRequest) GetGraceMs() uint32 {
@@ -2302,7 +3011,90 @@ const file_agent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05purge\x18\x02 \x01(\bR\x05purge\"#\n" +
 	"\rVolumeRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"e\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"E\n" +
+	"\rFreezeRequest\x12\x1c\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x16\n" +
+	"\x06frozen\x18\x02 \x01(\bR\x06frozen\"\xb9\x01\n" +
+	"\x11ProcessesResponse\x12:\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x1c.sampan.agent.v1.ProcessInfoR\tprocesses\x12$\n" +
+	"\x0etime_unix_nano\x18\x02 \x01(\x03R\ftimeUnixNano\x12\x1f\n" +
+	"\vuptime_nano\x18\x03 \x01(\x03R\n" +
+	"uptimeNano\x12!\n" +
+	"\fmemory_total\x18\x04 \x01(\x04R\vmemoryTotal\"\xcd\x03\n" +
+	"\vProcessInfo\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x16\n" +
+	"\x06parent\x18\x02 \x01(\x05R\x06parent\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x04 \x01(\rR\x03gid\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x18\n" +
+	"\asession\x18\x06 \x01(\x05R\asession\x12\x14\n" +
+	"\x05group\x18\a \x01(\x05R\x05group\x12\x1e\n" +
+	"\n" +
+	"foreground\x18\b \x01(\x05R\n" +
+	"foreground\x12\x10\n" +
+	"\x03tty\x18\t \x01(\rR\x03tty\x12\x19\n" +
+	"\bcpu_nano\x18\n" +
+	" \x01(\x03R\acpuNano\x12\x1d\n" +
+	"\n" +
+	"start_nano\x18\v \x01(\x03R\tstartNano\x12\x12\n" +
+	"\x04nice\x18\f \x01(\x05R\x04nice\x12\x18\n" +
+	"\athreads\x18\r \x01(\x05R\athreads\x12\x18\n" +
+	"\avirtual\x18\x0e \x01(\x04R\avirtual\x12\x1a\n" +
+	"\bresident\x18\x0f \x01(\x04R\bresident\x12\x12\n" +
+	"\x04name\x18\x10 \x01(\tR\x04name\x12\x12\n" +
+	"\x04args\x18\x11 \x03(\tR\x04args\x12\x16\n" +
+	"\x06locked\x18\x12 \x01(\x04R\x06locked\x12\x1a\n" +
+	"\bpriority\x18\x13 \x01(\x05R\bpriority\"\xff\x05\n" +
+	"\rUsageResponse\x12$\n" +
+	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\x19\n" +
+	"\bcpu_nano\x18\x02 \x01(\x04R\acpuNano\x12\"\n" +
+	"\rcpu_user_nano\x18\x03 \x01(\x04R\vcpuUserNano\x12&\n" +
+	"\x0fcpu_system_nano\x18\x04 \x01(\x04R\rcpuSystemNano\x12\x1f\n" +
+	"\vsystem_nano\x18\x05 \x01(\x04R\n" +
+	"systemNano\x12\x1e\n" +
+	"\n" +
+	"processors\x18\x06 \x01(\rR\n" +
+	"processors\x12\x18\n" +
+	"\aperiods\x18\a \x01(\x04R\aperiods\x12+\n" +
+	"\x11throttled_periods\x18\b \x01(\x04R\x10throttledPeriods\x12%\n" +
+	"\x0ethrottled_nano\x18\t \x01(\x04R\rthrottledNano\x12\x16\n" +
+	"\x06memory\x18\n" +
+	" \x01(\x04R\x06memory\x12!\n" +
+	"\fmemory_limit\x18\v \x01(\x04R\vmemoryLimit\x12O\n" +
+	"\vmemory_stat\x18\f \x03(\v2..sampan.agent.v1.UsageResponse.MemoryStatEntryR\n" +
+	"memoryStat\x12'\n" +
+	"\x0fmemory_failures\x18\r \x01(\x04R\x0ememoryFailures\x12\x1c\n" +
+	"\tprocesses\x18\x0e \x01(\x04R\tprocesses\x12'\n" +
+	"\x0fprocesses_limit\x18\x0f \x01(\x04R\x0eprocessesLimit\x126\n" +
+	"\adevices\x18\x10 \x03(\v2\x1c.sampan.agent.v1.DeviceUsageR\adevices\x12?\n" +
+	"\n" +
+	"interfaces\x18\x11 \x03(\v2\x1f.sampan.agent.v1.InterfaceUsageR\n" +
+	"interfaces\x1a=\n" +
+	"\x0fMemoryStatEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"g\n" +
+	"\vDeviceUsage\x12\x14\n" +
+	"\x05major\x18\x01 \x01(\x04R\x05major\x12\x14\n" +
+	"\x05minor\x18\x02 \x01(\x04R\x05minor\x12\x12\n" +
+	"\x04read\x18\x03 \x01(\x04R\x04read\x12\x18\n" +
+	"\awritten\x18\x04 \x01(\x04R\awritten\"\x90\x02\n" +
+	"\x0eInterfaceUsage\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
+	"\brx_bytes\x18\x02 \x01(\x04R\arxBytes\x12\x1d\n" +
+	"\n" +
+	"rx_packets\x18\x03 \x01(\x04R\trxPackets\x12\x1b\n" +
+	"\trx_errors\x18\x04 \x01(\x04R\brxErrors\x12\x1d\n" +
+	"\n" +
+	"rx_dropped\x18\x05 \x01(\x04R\trxDropped\x12\x19\n" +
+	"\btx_bytes\x18\x06 \x01(\x04R\atxBytes\x12\x1d\n" +
+	"\n" +
+	"tx_packets\x18\a \x01(\x04R\ttxPackets\x12\x1b\n" +
+	"\ttx_errors\x18\b \x01(\x04R\btxErrors\x12\x1d\n" +
+	"\n" +
+	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"J\n" +
+	"\fLimitRequest\x12\x1c\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x1c\n" +
+	"\tresources\x18\x02 \x01(\fR\tresources\"e\n" +
 	"\x05Files\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06layers\x18\x02 \x03(\tR\x06layers\x12\x1c\n" +
@@ -2362,7 +3154,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x10agent_goroutines\x18\b \x01(\rR\x0fagentGoroutines\x12+\n" +
 	"\x11agent_descriptors\x18\t \x01(\rR\x10agentDescriptors\",\n" +
 	"\x0fPowerOffRequest\x12\x19\n" +
-	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\xee\b\n" +
+	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\x8c\v\n" +
 	"\x05Agent\x12R\n" +
 	"\tConfigure\x12!.sampan.agent.v1.ConfigureRequest\x1a\".sampan.agent.v1.ConfigureResponse\x12F\n" +
 	"\x05Start\x12\x1d.sampan.agent.v1.StartRequest\x1a\x1e.sampan.agent.v1.StartResponse\x12D\n" +
@@ -2372,7 +3164,11 @@ const file_agent_proto_rawDesc = "" +
 	"\x06Resize\x12\x1e.sampan.agent.v1.ResizeRequest\x1a\x16.sampan.agent.v1.Empty\x12I\n" +
 	"\x06Health\x12\x1e.sampan.agent.v1.HealthRequest\x1a\x1f.sampan.agent.v1.HealthResponse\x12@\n" +
 	"\x06Remove\x12\x1e.sampan.agent.v1.RemoveRequest\x1a\x16.sampan.agent.v1.Empty\x12F\n" +
-	"\fRemoveVolume\x12\x1e.sampan.agent.v1.VolumeRequest\x1a\x16.sampan.agent.v1.Empty\x12C\n" +
+	"\fRemoveVolume\x12\x1e.sampan.agent.v1.VolumeRequest\x1a\x16.sampan.agent.v1.Empty\x12@\n" +
+	"\x06Freeze\x12\x1e.sampan.agent.v1.FreezeRequest\x1a\x16.sampan.agent.v1.Empty\x12P\n" +
+	"\tProcesses\x12\x1f.sampan.agent.v1.ProcessRequest\x1a\".sampan.agent.v1.ProcessesResponse\x12H\n" +
+	"\x05Usage\x12\x1f.sampan.agent.v1.ProcessRequest\x1a\x1e.sampan.agent.v1.UsageResponse\x12>\n" +
+	"\x05Limit\x12\x1d.sampan.agent.v1.LimitRequest\x1a\x16.sampan.agent.v1.Empty\x12C\n" +
 	"\x04Stat\x12\x1c.sampan.agent.v1.StatRequest\x1a\x1d.sampan.agent.v1.StatResponse\x12<\n" +
 	"\x04Pack\x12\x1c.sampan.agent.v1.PackRequest\x1a\x16.sampan.agent.v1.Empty\x12@\n" +
 	"\x06Unpack\x12\x1e.sampan.agent.v1.UnpackRequest\x1a\x16.sampan.agent.v1.Empty\x12L\n" +
@@ -2394,7 +3190,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_agent_proto_goTypes = []any{
 	(PackRequest_What)(0),     // 0: sampan.agent.v1.PackRequest.What
 	(*Empty)(nil),             // 1: sampan.agent.v1.Empty
@@ -2418,24 +3214,32 @@ var file_agent_proto_goTypes = []any{
 	(*HealthResult)(nil),      // 19: sampan.agent.v1.HealthResult
 	(*RemoveRequest)(nil),     // 20: sampan.agent.v1.RemoveRequest
 	(*VolumeRequest)(nil),     // 21: sampan.agent.v1.VolumeRequest
-	(*Files)(nil),             // 22: sampan.agent.v1.Files
-	(*StatRequest)(nil),       // 23: sampan.agent.v1.StatRequest
-	(*StatResponse)(nil),      // 24: sampan.agent.v1.StatResponse
-	(*PackRequest)(nil),       // 25: sampan.agent.v1.PackRequest
-	(*UnpackRequest)(nil),     // 26: sampan.agent.v1.UnpackRequest
-	(*ChangesRequest)(nil),    // 27: sampan.agent.v1.ChangesRequest
-	(*ChangesResponse)(nil),   // 28: sampan.agent.v1.ChangesResponse
-	(*Change)(nil),            // 29: sampan.agent.v1.Change
-	(*ClockRequest)(nil),      // 30: sampan.agent.v1.ClockRequest
-	(*ClockResponse)(nil),     // 31: sampan.agent.v1.ClockResponse
-	(*StatusResponse)(nil),    // 32: sampan.agent.v1.StatusResponse
-	(*PowerOffRequest)(nil),   // 33: sampan.agent.v1.PowerOffRequest
-	nil,                       // 34: sampan.agent.v1.StartRequest.FilesEntry
+	(*FreezeRequest)(nil),     // 22: sampan.agent.v1.FreezeRequest
+	(*ProcessesResponse)(nil), // 23: sampan.agent.v1.ProcessesResponse
+	(*ProcessInfo)(nil),       // 24: sampan.agent.v1.ProcessInfo
+	(*UsageResponse)(nil),     // 25: sampan.agent.v1.UsageResponse
+	(*DeviceUsage)(nil),       // 26: sampan.agent.v1.DeviceUsage
+	(*InterfaceUsage)(nil),    // 27: sampan.agent.v1.InterfaceUsage
+	(*LimitRequest)(nil),      // 28: sampan.agent.v1.LimitRequest
+	(*Files)(nil),             // 29: sampan.agent.v1.Files
+	(*StatRequest)(nil),       // 30: sampan.agent.v1.StatRequest
+	(*StatResponse)(nil),      // 31: sampan.agent.v1.StatResponse
+	(*PackRequest)(nil),       // 32: sampan.agent.v1.PackRequest
+	(*UnpackRequest)(nil),     // 33: sampan.agent.v1.UnpackRequest
+	(*ChangesRequest)(nil),    // 34: sampan.agent.v1.ChangesRequest
+	(*ChangesResponse)(nil),   // 35: sampan.agent.v1.ChangesResponse
+	(*Change)(nil),            // 36: sampan.agent.v1.Change
+	(*ClockRequest)(nil),      // 37: sampan.agent.v1.ClockRequest
+	(*ClockResponse)(nil),     // 38: sampan.agent.v1.ClockResponse
+	(*StatusResponse)(nil),    // 39: sampan.agent.v1.StatusResponse
+	(*PowerOffRequest)(nil),   // 40: sampan.agent.v1.PowerOffRequest
+	nil,                       // 41: sampan.agent.v1.StartRequest.FilesEntry
+	nil,                       // 42: sampan.agent.v1.UsageResponse.MemoryStatEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	3,  // 0: sampan.agent.v1.ConfigureRequest.uplink:type_name -> sampan.agent.v1.Uplink
 	5,  // 1: sampan.agent.v1.ConfigureResponse.stages:type_name -> sampan.agent.v1.BootStage
-	34, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
+	41, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
 	10, // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
 	8,  // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
 	9,  // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
@@ -2444,49 +3248,61 @@ var file_agent_proto_depIdxs = []int32{
 	9,  // 8: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
 	9,  // 9: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
 	19, // 10: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
-	22, // 11: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
-	22, // 12: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
-	0,  // 13: sampan.agent.v1.PackRequest.what:type_name -> sampan.agent.v1.PackRequest.What
-	22, // 14: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
-	22, // 15: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
-	29, // 16: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
-	2,  // 17: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
-	6,  // 18: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
-	12, // 19: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
-	13, // 20: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
-	15, // 21: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
-	16, // 22: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
-	17, // 23: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
-	20, // 24: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
-	21, // 25: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
-	23, // 26: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
-	25, // 27: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
-	26, // 28: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
-	27, // 29: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
-	30, // 30: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
-	1,  // 31: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
-	33, // 32: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
-	4,  // 33: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
-	11, // 34: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
-	11, // 35: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
-	14, // 36: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
-	1,  // 37: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
-	1,  // 38: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
-	18, // 39: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
-	1,  // 40: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
-	1,  // 41: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
-	24, // 42: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
-	1,  // 43: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
-	1,  // 44: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
-	28, // 45: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
-	31, // 46: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
-	32, // 47: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
-	1,  // 48: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
-	33, // [33:49] is the sub-list for method output_type
-	17, // [17:33] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	24, // 11: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
+	42, // 12: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
+	26, // 13: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
+	27, // 14: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
+	29, // 15: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
+	29, // 16: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
+	0,  // 17: sampan.agent.v1.PackRequest.what:type_name -> sampan.agent.v1.PackRequest.What
+	29, // 18: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
+	29, // 19: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
+	36, // 20: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
+	2,  // 21: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
+	6,  // 22: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
+	12, // 23: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
+	13, // 24: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
+	15, // 25: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
+	16, // 26: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
+	17, // 27: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
+	20, // 28: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
+	21, // 29: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
+	22, // 30: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
+	13, // 31: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
+	13, // 32: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
+	28, // 33: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
+	30, // 34: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
+	32, // 35: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
+	33, // 36: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
+	34, // 37: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
+	37, // 38: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
+	1,  // 39: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
+	40, // 40: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
+	4,  // 41: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
+	11, // 42: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
+	11, // 43: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
+	14, // 44: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
+	1,  // 45: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
+	1,  // 46: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
+	18, // 47: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
+	1,  // 48: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
+	1,  // 49: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
+	1,  // 50: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
+	23, // 51: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
+	25, // 52: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
+	1,  // 53: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
+	31, // 54: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
+	1,  // 55: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
+	1,  // 56: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
+	35, // 57: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
+	38, // 58: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
+	39, // 59: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
+	1,  // 60: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
+	41, // [41:61] is the sub-list for method output_type
+	21, // [21:41] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -2500,7 +3316,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -17,6 +17,10 @@ type AgentService interface {
 	Health(context.Context, *HealthRequest) (*HealthResponse, error)
 	Remove(context.Context, *RemoveRequest) (*Empty, error)
 	RemoveVolume(context.Context, *VolumeRequest) (*Empty, error)
+	Freeze(context.Context, *FreezeRequest) (*Empty, error)
+	Processes(context.Context, *ProcessRequest) (*ProcessesResponse, error)
+	Usage(context.Context, *ProcessRequest) (*UsageResponse, error)
+	Limit(context.Context, *LimitRequest) (*Empty, error)
 	Stat(context.Context, *StatRequest) (*StatResponse, error)
 	Pack(context.Context, *PackRequest) (*Empty, error)
 	Unpack(context.Context, *UnpackRequest) (*Empty, error)
@@ -91,6 +95,34 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.RemoveVolume(ctx, &req)
+			},
+			"Freeze": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req FreezeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Freeze(ctx, &req)
+			},
+			"Processes": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ProcessRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Processes(ctx, &req)
+			},
+			"Usage": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ProcessRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Usage(ctx, &req)
+			},
+			"Limit": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req LimitRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Limit(ctx, &req)
 			},
 			"Stat": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req StatRequest
@@ -222,6 +254,38 @@ func (c *agentClient) Remove(ctx context.Context, req *RemoveRequest) (*Empty, e
 func (c *agentClient) RemoveVolume(ctx context.Context, req *VolumeRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "RemoveVolume", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Freeze(ctx context.Context, req *FreezeRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Freeze", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Processes(ctx context.Context, req *ProcessRequest) (*ProcessesResponse, error) {
+	var resp ProcessesResponse
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Processes", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Usage(ctx context.Context, req *ProcessRequest) (*UsageResponse, error) {
+	var resp UsageResponse
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Usage", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Limit(ctx context.Context, req *LimitRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Limit", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -64,9 +64,10 @@ func newRootCommand(a *app) *cobra.Command {
 		newImagesCommand(a), newVersionCommand(a), newInfoCommand(a))
 	add("manage", newMachineCommand(a), newVolumeCommand(a))
 	add("other", newAttachCommand(a), newCpCommand(a), newCreateCommand(a), newDiffCommand(a), newEventsCommand(a),
-		newExportCommand(a), newInspectCommand(a),
-		newKillCommand(a), newLoadCommand(a), newLogsCommand(a), newPortCommand(a), newRestartCommand(a),
-		newRmCommand(a), newRmiCommand(a), newStartCommand(a), newStopCommand(a), newTagCommand(a), newWaitCommand(a))
+		newExportCommand(a), newInspectCommand(a), newKillCommand(a), newLoadCommand(a), newLogsCommand(a), newPauseCommand(a),
+		newPortCommand(a), newRenameCommand(a), newRestartCommand(a), newRmCommand(a), newRmiCommand(a), newStartCommand(a),
+		newStatsCommand(a), newStopCommand(a), newTagCommand(a), newTopCommand(a), newUnpauseCommand(a), newUpdateCommand(a),
+		newWaitCommand(a))
 	return root
 }
 

@@ -207,9 +207,12 @@ func (c *cgroup) destroy(ctx context.Context) error {
 	return err
 }
 
-// awaitEmpty waits until no process is left: the kernel tells changes of
+// awaitEmpty waits until no process is left.
+func (c *cgroup) awaitEmpty(ctx context.Context) error { return c.await(ctx, "populated 0") }
+
+// await waits until the cgroup says so: the kernel tells changes of
 // cgroup.events as POLLPRI.
-func (c *cgroup) awaitEmpty(ctx context.Context) error {
+func (c *cgroup) await(ctx context.Context, state string) error {
 	const lookUp = 200 // ms; how late a cancelled ctx is noticed
 	fd, err := unix.Open(filepath.Join(c.path, "cgroup.events"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -222,11 +225,11 @@ func (c *cgroup) awaitEmpty(ctx context.Context) error {
 		if err != nil {
 			return ignoreMissing(err)
 		}
-		if strings.Contains(string(buf[:n]), "populated 0") {
+		if strings.Contains(string(buf[:n]), state) {
 			return nil
 		}
 		if ctx.Err() != nil {
-			return fmt.Errorf("wait for the end of cgroup %s: %w", c.path, ctx.Err())
+			return fmt.Errorf("wait for cgroup %s to be %s: %w", c.path, state, ctx.Err())
 		}
 		_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}, lookUp)
 		if err != nil && err != unix.EINTR {

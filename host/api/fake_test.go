@@ -102,6 +102,8 @@ type fakeGuest struct {
 	procs   map[string]*process // by container/exec
 	removed []string            // purged containers and volumes
 	resized []string
+	calls   []string
+	samples uint64
 	looked  int                           // for layers that were removed
 	checks  map[string]*proto.HealthCheck // asked for, by container
 	// health is what checks find, for whichever container asks.
@@ -272,6 +274,45 @@ func (g *fakeGuest) Remove(_ context.Context, req *proto.RemoveRequest) (*proto.
 		g.removed = append(g.removed, req.Id)
 	}
 	return &proto.Empty{}, nil
+}
+
+func (g *fakeGuest) Freeze(_ context.Context, req *proto.FreezeRequest) (*proto.Empty, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.calls = append(g.calls, fmt.Sprint("freeze ", req.Frozen))
+	return &proto.Empty{}, nil
+}
+
+func (g *fakeGuest) Limit(_ context.Context, req *proto.LimitRequest) (*proto.Empty, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.calls = append(g.calls, "limit "+string(req.Resources))
+	return &proto.Empty{}, nil
+}
+
+// Usage counts up: each call finds a tenth of a second of one of two processors
+// used in the last half.
+func (g *fakeGuest) Usage(context.Context, *proto.ProcessRequest) (*proto.UsageResponse, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.samples++
+	return &proto.UsageResponse{
+		TimeUnixNano: time.Now().UnixNano(), CpuNano: g.samples * 1e8, SystemNano: g.samples * 1e9, Processors: 2,
+		Memory: 3 << 20, MemoryLimit: 10 << 20, MemoryStat: map[string]uint64{"inactive_file": 1 << 20}, Processes: 4,
+		Devices:    []*proto.DeviceUsage{{Major: 8, Read: 1000, Written: 2000}},
+		Interfaces: []*proto.InterfaceUsage{{Name: "eth0", RxBytes: 3000, TxBytes: 4000}},
+	}, nil
+}
+
+func (g *fakeGuest) Processes(context.Context, *proto.ProcessRequest) (*proto.ProcessesResponse, error) {
+	now := time.Now()
+	return &proto.ProcessesResponse{
+		TimeUnixNano: now.UnixNano(), UptimeNano: 1e12, MemoryTotal: 1 << 30,
+		Processes: []*proto.ProcessInfo{
+			{Pid: 43, Parent: 42, Uid: 1000, State: "S", StartNano: 9e11, CpuNano: 61e9, Name: "worker", Threads: 2, Tty: 136 << 8},
+			{Pid: 42, Parent: 1, State: "S", Session: 42, StartNano: 9e11, Name: "main", Args: []string{"main", "--all"}, Threads: 1},
+		},
+	}, nil
 }
 
 // Status looks for layers that were removed, as the agent's does.

@@ -67,7 +67,6 @@ func TestWords(t *testing.T) {
 	d.refused("get nope: no such volume", "volume", "inspect", "nope")
 	d.refused("network nope not found", "network", "inspect", "nope")
 	d.refused("invalid filter 'nope'", "ps", "-f", "nope=1")
-	d.refused("is not supported", "stats", "--no-stream", "up")
 	d.refused("is not supported", "network", "create", "n")
 	d.ok("rm", "-f", "up", "made")
 	d.ok("volume", "rm", "data")

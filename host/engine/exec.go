@@ -56,9 +56,13 @@ func (e *Engine) ExecCreate(name string, req container.ExecCreateRequest) (id st
 	}
 	c.mu.Lock()
 	running := c.run != nil
+	paused := c.rec.State.Status == container.StatePaused
 	c.mu.Unlock()
 	if !running {
 		return "", conflict("container %s is not running", c.id)
+	}
+	if paused {
+		return "", conflict("container %s is paused, unpause the container before exec", c.id)
 	}
 	x, err := e.addExec(c, req)
 	if err != nil {

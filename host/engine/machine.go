@@ -55,6 +55,9 @@ func (e *Engine) end(ctx context.Context, c *ctr, r *run, sig string, timeout *i
 	if err != nil {
 		number = sigTERM
 	}
+	if _, err := e.thaw(ctx, c, r); err != nil {
+		e.log.Debug("end container with the machine", "id", c.id, "error", err)
+	}
 	for _, step := range []struct {
 		signal   uint32
 		patience time.Duration

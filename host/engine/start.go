@@ -38,6 +38,8 @@ type run struct {
 	// signals is held while a signal is sent and told of: its event precedes
 	// that of the end.
 	signals sync.Mutex
+	// freezing is held while the run is being paused or let go on.
+	freezing sync.Mutex
 }
 
 // Start starts a container, booting the machine if need be.
@@ -66,6 +68,9 @@ func (e *Engine) start(ctx context.Context, c *ctr, byUser bool) error {
 	case c.removing, c.rec.Removing:
 		c.mu.Unlock()
 		return conflict("container is marked for removal and cannot be started")
+	case c.run != nil && c.rec.State.Status == container.StatePaused:
+		c.mu.Unlock()
+		return conflict("cannot start a paused container, try unpause instead")
 	case c.run != nil:
 		c.mu.Unlock()
 		return notModified("container %s is already running", c.id)

@@ -77,6 +77,9 @@ func (e *Engine) stop(ctx context.Context, c *ctr, sig string, timeout *int) err
 	if err := e.signal(ctx, c, r, num); err != nil {
 		e.log.Warn("stop container", "id", c.id, "error", err)
 	}
+	if _, err := e.thaw(ctx, c, r); err != nil { // or it would not hear
+		e.log.Warn("stop container", "id", c.id, "error", err)
+	}
 	if err := e.awaitEnd(ctx, c, r, wait); err != nil {
 		return err
 	}
@@ -156,13 +159,20 @@ func (e *Engine) Kill(ctx context.Context, name, sig string) error {
 		return conflict("cannot kill container: %s: container %s is not running", name, c.id)
 	}
 	// A signal that is meant to end the container ends its policy, too.
-	if stopNum, err := signalNumber(c.rec.Config.StopSignal, sigTERM); err == nil && (num == sigKILL || num == stopNum) {
+	stopNum, err := signalNumber(c.rec.Config.StopSignal, sigTERM)
+	ends := err == nil && (num == sigKILL || num == stopNum)
+	if ends {
 		c.rec.Stopped = true
 		e.trySave(c)
 	}
 	c.mu.Unlock()
 	if err := e.signal(ctx, c, r, num); err != nil {
 		return fmt.Errorf("cannot kill container: %s: %s", name, message(err))
+	}
+	if ends { // and a pause, as with Docker
+		if _, err := e.thaw(ctx, c, r); err != nil {
+			e.log.Warn("kill container", "id", c.id, "error", err)
+		}
 	}
 	if num != sigKILL {
 		return nil

@@ -1,0 +1,106 @@
+package api_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestPause(t *testing.T) {
+	d := start(t)
+	d.ok("run", "-d", "--name", "aa", "img", "sleep")
+	id := d.ok("inspect", "-f", "{{.Id}}", "aa")
+	state := func() string { return d.ok("inspect", "-f", "{{.State.Status}} {{.State.Paused}} {{.State.Running}}", "aa") }
+	d.refused("Container "+id+" is not paused", "unpause", "aa")
+	d.ok("pause", "aa")
+	if got := state(); got != "paused true true" {
+		t.Errorf("paused: %s", got)
+	}
+	if out := d.ok("ps", "--format", "{{.Status}}"); !strings.HasSuffix(out, "(Paused)") {
+		t.Errorf("ps: %s", out)
+	}
+	d.refused("Container "+id+" is already paused", "pause", "aa")
+	d.refused("cannot start a paused container, try unpause instead", "start", "aa")
+	d.refused("is paused, unpause the container before exec", "exec", "aa", "true")
+	d.ok("unpause", "aa")
+	if got := state(); got != "running false true" {
+		t.Errorf("unpaused: %s", got)
+	}
+	// A stop ends the pause, or it would not be heard.
+	d.ok("pause", "aa")
+	d.ok("stop", "aa")
+	d.refused("is not running", "pause", "aa")
+	g := d.machine.running()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if want := []string{"freeze true", "freeze false", "freeze true", "freeze false"}; !slices.Equal(g.calls, want) {
+		t.Errorf("the guest was asked %q, want %q", g.calls, want)
+	}
+}
+
+func TestTop(t *testing.T) {
+	d := start(t)
+	d.ok("run", "-d", "--name", "aa", "img", "sleep")
+	fields := func(args ...string) (out []string) {
+		for line := range strings.Lines(d.ok(append([]string{"top", "aa"}, args...)...)) {
+			f := strings.Fields(line)
+			if len(args) == 0 {
+				f[4] = "TIME" // of day
+			}
+			out = append(out, strings.Join(f, " "))
+		}
+		return out
+	}
+	if got, want := fields(), []string{
+		"UID PID PPID C TIME TTY TIME CMD", "root 42 1 0 TIME ? 00:00:00 main --all", "1000 43 42 61 TIME pts/0 00:01:01 [worker]",
+	}; !slices.Equal(got, want) {
+		t.Errorf("top: %q, want %q", got, want)
+	}
+	if got, want := fields("-o", "pid,user,stat,args"), []string{"PID USER STAT COMMAND", "42 root Ss main --all", "43 1000 Sl [worker]"}; !slices.Equal(got, want) {
+		t.Errorf("top -o: %q, want %q", got, want)
+	}
+	if got := fields("aux"); !strings.HasPrefix(got[0], "USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND") {
+		t.Errorf("top aux: %q", got)
+	}
+	d.refused("ps -Z is not supported", "top", "aa", "-Z")
+	d.refused(`the column "label" of ps is not supported`, "top", "aa", "-o", "pid,label")
+	d.refused("Couldn't find PID field in ps output", "top", "aa", "-o", "args")
+	d.ok("rm", "-f", "aa")
+	d.refused("No such container: aa", "top", "aa")
+}
+
+func TestStats(t *testing.T) {
+	d := start(t)
+	d.ok("run", "-d", "--name", "aa", "img", "sleep")
+	d.ok("create", "--name", "bb", "img")
+	got := d.ok("stats", "--no-stream", "--format", "{{.Name}} {{.CPUPerc}} {{.MemUsage}} {{.MemPerc}} {{.NetIO}} {{.BlockIO}} {{.PIDs}}", "aa", "bb")
+	if want := "aa 20.00% 2MiB / 10MiB 20.00% 3kB / 4kB 1kB / 2kB 4\nbb 0.00% 0B / 0B 0.00% 0B / 0B 0B / 0B 0"; got != want {
+		t.Errorf("stats: %q, want %q", got, want)
+	}
+	if code, body := d.raw("GET", "/containers/aa/stats?stream=1&one-shot=1", ""); code != 400 {
+		t.Errorf("stream and one-shot: %d %s", code, body)
+	}
+	d.refused("No such container: nope", "stats", "--no-stream", "nope")
+}
+
+func TestUpdate(t *testing.T) {
+	d := start(t)
+	d.ok("run", "-d", "--name", "aa", "-m", "64m", "img", "sleep")
+	d.ok("update", "-m", "100m", "--memory-swap", "200m", "--cpus", "1.5", "--pids-limit", "50", "--restart", "on-failure:3", "aa")
+	got := d.ok("inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.HostConfig.PidsLimit}} {{.HostConfig.RestartPolicy.Name}}:{{.HostConfig.RestartPolicy.MaximumRetryCount}}", "aa")
+	if want := "104857600 1500000000 50 on-failure:3"; got != want {
+		t.Errorf("updated: %q, want %q", got, want)
+	}
+	g := d.machine.running()
+	g.mu.Lock()
+	calls := slices.Clone(g.calls)
+	g.mu.Unlock()
+	if len(calls) != 1 || !strings.Contains(calls[0], `"limit":104857600`) || !strings.Contains(calls[0], `"quota":150000`) || strings.Contains(calls[0], "devices") {
+		t.Errorf("the guest was told %q", calls)
+	}
+	d.refused("CPU Quota cannot be updated as NanoCPUs has already been set", "update", "--cpu-quota", "1000", "aa")
+	d.refused("Minimum memory limit allowed is 6MB", "update", "-m", "1m", "--memory-swap", "2m", "aa")
+	d.refused("HostConfig.BlkioWeight is not supported", "update", "--blkio-weight", "100", "aa")
+	d.ok("run", "-d", "--rm", "--name", "bb", "img", "sleep")
+	d.refused("Restart policy cannot be updated because AutoRemove is enabled", "update", "--restart", "always", "bb")
+}
