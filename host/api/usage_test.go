@@ -10,7 +10,9 @@ func TestPause(t *testing.T) {
 	d := start(t)
 	d.ok("run", "-d", "--name", "aa", "img", "sleep")
 	id := d.ok("inspect", "-f", "{{.Id}}", "aa")
-	state := func() string { return d.ok("inspect", "-f", "{{.State.Status}} {{.State.Paused}} {{.State.Running}}", "aa") }
+	state := func() string {
+		return d.ok("inspect", "-f", "{{.State.Status}} {{.State.Paused}} {{.State.Running}}", "aa")
+	}
 	d.refused("Container "+id+" is not paused", "unpause", "aa")
 	d.ok("pause", "aa")
 	if got := state(); got != "paused true true" {
