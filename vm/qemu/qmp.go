@@ -176,9 +176,8 @@ func (m *monitor) execute(ctx context.Context, command string) (json.RawMessage,
 	if err != nil {
 		return nil, fmt.Errorf("QMP %s: %w", command, err)
 	}
-	if deadline, ok := ctx.Deadline(); ok {
-		m.conn.SetWriteDeadline(deadline)
-	}
+	deadline, _ := ctx.Deadline() // none: that of an earlier command goes
+	m.conn.SetWriteDeadline(deadline)
 	if _, err := m.conn.Write(append(line, '\n')); err != nil {
 		return nil, fmt.Errorf("QMP %s: %w", command, err)
 	}

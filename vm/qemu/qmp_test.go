@@ -77,6 +77,26 @@ func TestMonitor(t *testing.T) {
 	m.close()
 }
 
+// TestMonitorDeadlines: a command's deadline is not the next one's.
+func TestMonitorDeadlines(t *testing.T) {
+	conn := fakeQMP(t, greeting, func(line string) string {
+		return `{"return": {}, "id": ` + line[strings.Index(line, `"id":`)+5:len(line)-1] + `}`
+	})
+	m, _, err := newMonitor(t.Context(), conn, func(event) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	late, cancel := context.WithDeadline(t.Context(), time.Unix(1, 0))
+	defer cancel()
+	if _, err := m.execute(late, "stop"); err == nil {
+		t.Error("no error after the deadline")
+	}
+	if _, err := m.execute(t.Context(), "stop"); err != nil {
+		t.Errorf("without a deadline: %v", err)
+	}
+}
+
 // TestMonitorSilent: whoever waits stops waiting when its context ends.
 func TestMonitorSilent(t *testing.T) {
 	boom := errors.New("boom")

@@ -28,7 +28,7 @@
 // be hostile: read a field once, check it, then use it; hand out nothing but
 // bounded slices. The memory stays mapped for as long as anybody holds a
 // Chain. Go has no 16-bit atomics: ring indices are read as part of the
-// aligned 32-bit word around them. Little-endian hosts only. When the socket
+// aligned 32-bit word around them. Little-endian hosts only (byteorder.go). When the socket
 // ends QEMU can't attach again, so the machine is as good as dead.
 //
 // Sources: docs/interop/vhost-user.rst of QEMU; virtio 1.2, 2.7 (split rings)

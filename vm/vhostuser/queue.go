@@ -11,7 +11,8 @@ import (
 )
 
 // Queue is one run of a ring, from its start to its stop. Push may be called
-// from several goroutines and in any order of chains; Pop and Unpop from one.
+// from several goroutines and in any order of chains; Pop and Unpop from one at a
+// time.
 type Queue struct {
 	index    int
 	fresh    bool
@@ -28,9 +29,15 @@ type Queue struct {
 	call      int // eventfd of the transport, -1 without one
 	lastAvail uint16
 	usedIdx   uint16
+	notified  uint16 // usedIdx when the guest was last considered for an interrupt
 	inflight  int
 	stopped   bool
+	later     *time.Timer // calls notify while laterOn; nil until it is needed
+	laterOn   bool
 }
+
+// notifyWithin is how long notifyLater may keep an interrupt.
+const notifyWithin = 5 * time.Millisecond
 
 // Index is the ring's number in the device.
 func (q *Queue) Index() int { return q.index }
@@ -47,18 +54,39 @@ func (q *Queue) Done() <-chan struct{} { return q.done }
 // one. It fails with ErrStopped after the ring has stopped, and with another
 // error when the guest broke the rules of the ring, which can't be recovered.
 func (q *Queue) Pop() (*Chain, error) {
-	var count [8]byte
 	for {
 		if c, err := q.tryPop(); c != nil || err != nil {
 			return c, err
 		}
-		// A stop ends the wait by the deadline, and may close the descriptor
-		// before we have noticed; tryPop tells.
-		_, err := q.kick.Read(count[:])
-		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, os.ErrClosed) {
-			return nil, fmt.Errorf("queue %d: wait for a kick: %w", q.index, err)
+		if err := q.wait(); err != nil {
+			return nil, err
 		}
 	}
+}
+
+// wait returns when the guest may have made a chain available since tryPop has
+// found none, or after wake; with ErrStopped when the ring has stopped.
+func (q *Queue) wait() error {
+	var count [8]byte
+	// A stop ends the wait by the deadline, and may close the descriptor before
+	// we have noticed.
+	_, err := q.kick.Read(count[:])
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("queue %d: wait for a kick: %w", q.index, err)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.stopped {
+		return ErrStopped
+	}
+	return nil
+}
+
+// wake ends the wait of another goroutine, or the next one: it kicks in the
+// guest's place.
+func (q *Queue) wake() {
+	one := [8]byte{1}
+	_, _ = q.kick.Write(one[:]) // after a stop it is closed, and nobody waits
 }
 
 // tryPop returns nil when the ring is empty; the guest's next chain then comes
@@ -107,6 +135,18 @@ func (q *Queue) wantKicks() {
 func (q *Queue) Push(c *Chain, written int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.put(c, written)
+	q.notifyLocked()
+}
+
+// pushQuietly is Push without the interrupt: notify or notifyLater must follow.
+func (q *Queue) pushQuietly(c *Chain, written int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.put(c, written)
+}
+
+func (q *Queue) put(c *Chain, written int) {
 	defer q.finish(c)
 	if q.mem == nil {
 		return
@@ -114,8 +154,45 @@ func (q *Queue) Push(c *Chain, written int) {
 	q.ring.putUsed(q.usedIdx, c.head, uint32(written))
 	q.usedIdx++
 	q.ring.setUsedIdx(q.usedIdx)
-	if q.wantsInterrupt() {
+}
+
+// notify interrupts the guest if it wants that for what was returned since it
+// was last asked.
+func (q *Queue) notify() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.notifyLocked()
+}
+
+func (q *Queue) notifyLocked() {
+	old := q.notified
+	if q.notified = q.usedIdx; q.mem != nil && old != q.usedIdx && q.wantsInterrupt(old) {
 		q.interrupt()
+	}
+}
+
+// notifyLater is notify for chains that the guest is in no hurry to have back:
+// one interrupt for a quarter of the ring, or for what has come together within
+// notifyWithin. An interrupt costs the guest more than all that the device does
+// for a packet.
+func (q *Queue) notifyLater() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.stopped || q.usedIdx-q.notified >= q.ring.num/4:
+		q.notifyLocked()
+	case q.laterOn:
+	case q.later == nil:
+		q.laterOn = true
+		q.later = time.AfterFunc(notifyWithin, func() {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			q.laterOn = false
+			q.notifyLocked()
+		})
+	default:
+		q.laterOn = true
+		q.later.Reset(notifyWithin)
 	}
 }
 
@@ -137,10 +214,10 @@ func (q *Queue) finish(c *Chain) {
 	}
 }
 
-// wantsInterrupt is asked after usedIdx has gone up by one.
-func (q *Queue) wantsInterrupt() bool {
-	if q.eventIdx {
-		return q.ring.usedEvent() == q.usedIdx-1
+// wantsInterrupt is asked after usedIdx has gone up, from old.
+func (q *Queue) wantsInterrupt(old uint16) bool {
+	if q.eventIdx { // the guest named the one to be told of (virtio 1.2, 2.7.7.2)
+		return q.usedIdx-q.ring.usedEvent()-1 < q.usedIdx-old
 	}
 	return q.ring.availFlags()&availNoInterrupt == 0
 }
@@ -187,6 +264,10 @@ func (q *Queue) signalStop() {
 	}
 	q.stopped = true
 	close(q.done)
+	q.notifyLocked()
+	if q.later != nil {
+		q.later.Stop()
+	}
 	// Fails only when the descriptor is no eventfd, and then Pop never waits.
 	_ = q.kick.SetReadDeadline(time.Unix(1, 0))
 }

@@ -22,6 +22,9 @@ const (
 	usedNoNotify     = 1 // used.flags
 )
 
+// See there: it is declared only where word is right.
+const _ = littleEndianHost
+
 var errRing = errors.New("malformed virtqueue")
 
 // ring is a split virtqueue in guest memory. It holds no state but where it is.

@@ -164,6 +164,7 @@ func (s *server) start(i int) error {
 		call:      r.call,
 		lastAvail: r.base,
 		usedIdx:   ring.usedIdx(),
+		notified:  ring.usedIdx(),
 	}
 	q.idle.L = &q.mu
 	r.run = q

@@ -29,17 +29,19 @@ var errEnded = fmt.Errorf("the machine has ended: %w", net.ErrClosed)
 // Vsock is a virtio socket device (virtio 1.2, 5.10): the host's end of every
 // vsock connection of one guest. Stream sockets only.
 //
-// What the device sends is pulled by the goroutine of the receive ring: each
-// connection knows what it has to say (flags, its buffer) and is in the list
-// of ready ones at most once. So the guest bounds nothing of ours by not
-// taking packets, a response always goes before the data behind it, and the
-// transmit ring never waits for anybody.
+// Each connection knows what it has to say (flags, its buffer) and is in the
+// list of ready ones at most once; whoever has put it there sends, or who is at
+// it already. So the guest bounds nothing of ours by not taking packets, a
+// response always goes before the data behind it, and the transmit ring never
+// waits for anybody.
 //
-// Locks: a connection's, then its Halves' or the device's.
+// Locks: sending, then a connection's, then its Halves' or the device's.
 type Vsock struct {
-	cid   uint64
-	wake  chan struct{} // there is something in ready or resets
-	ended chan struct{}
+	cid uint64
+
+	sending sync.Mutex // the receive ring's one user
+	rx      *Queue     // its run, by sending; nil without one
+	rxErr   error      // why it can't be used, by sending
 
 	mu        sync.Mutex
 	closed    bool
@@ -65,8 +67,6 @@ type reset struct {
 func NewVsock(cid uint64) *Vsock {
 	return &Vsock{
 		cid:       cid,
-		wake:      make(chan struct{}, 1),
-		ended:     make(chan struct{}),
 		conns:     map[connKey]*vsockConn{},
 		listeners: map[uint32]*vsockListener{},
 		lastPort:  firstEphemeral + rand.Uint32N(1<<30),
@@ -184,7 +184,6 @@ func (v *Vsock) Close() error {
 		return nil
 	}
 	v.closed = true
-	close(v.ended)
 	var listeners []*vsockListener
 	for _, l := range v.listeners {
 		listeners = append(listeners, l)

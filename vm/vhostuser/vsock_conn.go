@@ -81,20 +81,29 @@ func (v *Vsock) newConn(key connKey) *vsockConn {
 	return c
 }
 
-// update changes the connection under its lock, and puts it into the list of
-// ready ones if there is anything to send now.
+// update changes the connection under its lock, and sends what is there to be
+// sent now. No lock may be held.
 func (c *vsockConn) update(change func()) {
+	c.change(change)
+	c.v.flush()
+}
+
+// change is update without sending: the caller flushes.
+func (c *vsockConn) change(change func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	change()
-	if c.queued || c.next() == 0 {
-		return
+	if !c.queued && c.next() != 0 {
+		c.queue()
 	}
+}
+
+// queue puts the connection into the list of ready ones. The lock is held.
+func (c *vsockConn) queue() {
 	c.queued = true
 	c.v.mu.Lock()
+	defer c.v.mu.Unlock()
 	c.v.ready = append(c.v.ready, c)
-	c.v.mu.Unlock()
-	c.v.signal()
 }
 
 // next tells which packet is due, 0 for none. The order matters: nothing goes
@@ -161,10 +170,7 @@ func (c *vsockConn) fill(bufs [][]byte) int {
 	h.alloc, h.fwd = c.alloc, c.reported
 	h.put(bufs)
 	if c.next() != 0 {
-		c.queued = true
-		c.v.mu.Lock()
-		c.v.ready = append(c.v.ready, c)
-		c.v.mu.Unlock()
+		c.queue()
 	}
 	return vsockHeaderSize + int(h.len)
 }

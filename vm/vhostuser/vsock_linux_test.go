@@ -40,6 +40,13 @@ func (g *vsockGuest) transmit(h vsockHeader, data []byte) {
 	g.describe(transmitQueue, slot, vsockHeaderSize, descNext, slot+1)
 	g.describe(transmitQueue, slot+1, n, 0, 0)
 	g.publish(transmitQueue, slot)
+	// It is back long before the device says so.
+	u := g.mem[transmitQueue*ringStep+0x2000:]
+	for end := time.Now().Add(10 * time.Second); load16(u, 2) == g.seen[transmitQueue]; runtime.Gosched() {
+		if time.Now().After(end) {
+			g.t.Fatal("the device keeps a packet")
+		}
+	}
 	if got, n := g.used(transmitQueue); got != slot || n != 0 {
 		g.t.Fatalf("sent %d; given back %d, with %d bytes", slot, got, n)
 	}

@@ -39,16 +39,41 @@ func (v *Vsock) driverUp(queue int) {
 	}
 }
 
+// flushEvery is how many packets of the guest are taken before it gets the
+// answers to them.
+const flushEvery = 32
+
+// promptly is the size from which on the guest hears at once that a packet was
+// taken: it can use the memory, still in the processor's cache, for the next one.
+// Of smaller ones it learns of many together.
+const promptly = 4 << 10
+
 // receive takes packets from the guest. It never waits for a reader: a guest
 // that sends more than it was allowed to loses the connection.
 func (v *Vsock) receive(q *Queue) error {
-	for {
-		chain, err := q.Pop()
-		if err != nil {
+	for n := 1; ; n++ {
+		chain, err := q.tryPop()
+		switch {
+		case err != nil:
 			return err
+		case chain == nil:
+			v.flush()
+			if err := q.wait(); err != nil {
+				return err
+			}
+			continue
 		}
+		size := chain.ReadableLen()
 		v.take(chain)
-		q.Push(chain, 0)
+		q.pushQuietly(chain, 0)
+		if size >= promptly {
+			q.notify()
+		} else {
+			q.notifyLater()
+		}
+		if n%flushEvery == 0 {
+			v.flush()
+		}
 	}
 }
 
@@ -73,7 +98,7 @@ func (v *Vsock) packet(h vsockHeader, data [][]byte) {
 	v.mu.Unlock()
 	switch {
 	case c != nil:
-		c.update(func() { c.packet(h, data) })
+		c.change(func() { c.packet(h, data) })
 	case h.op == opRequest:
 		if !v.accept(key, h) {
 			v.queueReset(reset{key, h.typ})
@@ -97,7 +122,7 @@ func (v *Vsock) accept(key connKey, h vsockHeader) bool {
 	c.peerAlloc, c.peerFwd = h.alloc, h.fwd
 	l.backlog <- c // has room: it is only filled here
 	v.mu.Unlock()
-	c.update(func() {})
+	c.change(func() {})
 	return true
 }
 
@@ -109,42 +134,98 @@ func (v *Vsock) queueReset(r reset) {
 		v.resets = append(v.resets, r)
 	}
 	v.mu.Unlock()
-	v.signal()
 }
 
-func (v *Vsock) signal() {
-	select {
-	case v.wake <- struct{}{}:
-	default: // it is awake already
+const (
+	// flushMost is how many packets flush gives before it leaves the others to
+	// the ring's goroutine: its caller wants to go on.
+	flushMost = 256
+	// notifyEvery is how many packets the guest gets before it hears of them.
+	notifyEvery = 16
+)
+
+// flush sends, in the goroutine that has made something ready: handing it over
+// to another would cost more than sending. It never waits; no lock of ours may
+// be held.
+//
+// Nothing is forgotten: while somebody else sends, that one looks again after
+// it has stopped; when the ring is empty, the guest's next kick wakes the ring's
+// goroutine, and when it has none, its next one begins with what there is.
+func (v *Vsock) flush() {
+	for v.pending() && v.sending.TryLock() {
+		again := v.deliver()
+		v.sending.Unlock()
+		if !again {
+			return
+		}
 	}
 }
 
-// send gives packets to the guest, as long as there are both packets and
-// buffers of the guest.
-func (v *Vsock) send(q *Queue) error {
-	for {
-		if !v.pending() {
-			select {
-			case <-v.wake:
-			case <-q.Done():
-				return ErrStopped
-			case <-v.ended:
-				return ErrStopped
+// deliver gives packets to the guest, as long as there are both packets and
+// buffers of the guest. True means that it ran out of packets, and that the
+// caller has to look again after it has unlocked v.sending.
+func (v *Vsock) deliver() (again bool) {
+	q := v.rx
+	if q == nil || v.rxErr != nil {
+		return false
+	}
+	defer q.notify()
+	for n := 1; v.pending(); n++ {
+		if n > flushMost {
+			q.wake()
+			return false
+		}
+		chain, err := q.tryPop()
+		if chain == nil {
+			if err != nil {
+				v.sendFailed(err)
 			}
-			continue
+			return false
 		}
-		chain, err := q.Pop()
-		if err != nil {
-			v.signal() // for the next run
-			return err
-		}
-		n, err := v.give(chain)
-		if n > 0 {
-			q.Push(chain, n)
+		if k, err := v.give(chain); k > 0 {
+			q.pushQuietly(chain, k)
 		} else {
 			q.Unpop(chain)
+			if err != nil {
+				v.sendFailed(err)
+				return false
+			}
 		}
+		if n%notifyEvery == 0 {
+			q.notify()
+		}
+	}
+	return true
+}
+
+// sendFailed lets the receive ring's goroutine end, with the error.
+func (v *Vsock) sendFailed(err error) {
+	v.rxErr = err
+	v.rx.wake()
+}
+
+// send serves the receive ring: it sends what flush could not.
+func (v *Vsock) send(q *Queue) error {
+	v.sending.Lock()
+	v.rx, v.rxErr = q, nil
+	v.sending.Unlock()
+	defer func() {
+		v.sending.Lock()
+		v.rx = nil
+		v.sending.Unlock()
+	}()
+	for {
+		v.sending.Lock()
+		again := v.deliver()
+		err := v.rxErr
+		v.sending.Unlock()
 		if err != nil {
+			return err
+		}
+		if again && v.pending() {
+			continue
+		}
+		if err := q.wait(); err != nil {
 			return err
 		}
 	}

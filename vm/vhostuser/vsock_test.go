@@ -6,8 +6,10 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -127,7 +129,9 @@ func TestCredit(t *testing.T) {
 	}
 }
 
-func TestDialEnds(t *testing.T) {
+func TestDialEnds(t *testing.T) { synctest.Test(t, testDialEnds) }
+
+func testDialEnds(t *testing.T) {
 	v := NewVsock(3)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
@@ -139,7 +143,7 @@ func TestDialEnds(t *testing.T) {
 		_, err := v.Dial(context.Background(), 1)
 		failed <- err
 	}()
-	<-v.wake
+	synctest.Wait() // it waits for the guest
 	must(t, v.Close())
 	if err := <-failed; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("dial when the machine ends: %v", err)
@@ -255,7 +259,7 @@ func BenchmarkSend(b *testing.B) {
 	for i := 0; i < b.N; {
 		n := v.fill(buf)
 		if n == 0 {
-			<-v.wake
+			runtime.Gosched()
 			continue
 		}
 		sent += max(0, n-vsockHeaderSize)

@@ -1,6 +1,8 @@
 // Command peer is PID 1 of the machines that vm/vmtest boots: it mounts what
 // it needs, loads the modules of the guest bundle, and serves
-// vm/vmtest/guest's commands on vsock.
+// vm/vmtest/guest's commands on vsock. With peer.net=ADDRESS/BITS on the
+// kernel's command line it gives that to the network card, and serves them over
+// TCP as well: vm/vmtest/speed compares the two.
 package main
 
 import (
@@ -10,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/mdlayher/vsock"
@@ -43,13 +46,43 @@ func run() error {
 			return fmt.Errorf("mount %s: %w", m.dir, err)
 		}
 	}
-	if err := loadModules("/lib/modules/load"); err != nil {
+	addr, err := netArg("/proc/cmdline")
+	if err != nil {
 		return err
+	}
+	if err := loadModules("/lib/modules/load", addr.IsValid()); err != nil {
+		return err
+	}
+	if err := onlineCPUs("/sys/devices/system/cpu"); err != nil {
+		return err
+	}
+	if addr.IsValid() {
+		if err := cardUp("eth0", addr); err != nil {
+			return err
+		}
+		if err := serveTCP(); err != nil {
+			return err
+		}
 	}
 	return guest.Serve(context.Background(), guest.Env{
 		Listen: listen,
 		Dial:   func(port uint32) (net.Conn, error) { return vsock.Dial(vsock.Host, port, nil) },
 	})
+}
+
+// onlineCPUs brings up the processors that the kernel was told to leave alone
+// (maxcpus=1), as the product does.
+func onlineCPUs(root string) error {
+	files, err := filepath.Glob(filepath.Join(root, "cpu[0-9]*", "online"))
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := os.WriteFile(f, []byte("1"), 0); err != nil {
+			return fmt.Errorf("bring processor up: %w", err)
+		}
+	}
+	return nil
 }
 
 // buffer of each connection, as the agent has it: with the kernel's 256 KiB a
@@ -79,8 +112,9 @@ func listen(port uint32) (net.Listener, error) {
 	return vsock.FileListener(f)
 }
 
-// loadModules loads the first group of the list, which is what a boot needs.
-func loadModules(list string) error {
+// loadModules loads the first group of the list, which is what a boot needs, or
+// both; the second is for networks.
+func loadModules(list string, both bool) error {
 	f, err := os.Open(list)
 	if err != nil {
 		return fmt.Errorf("open list of modules: %w", err)
@@ -88,7 +122,10 @@ func loadModules(list string) error {
 	defer f.Close()
 	begin := time.Now()
 	lines := bufio.NewScanner(f)
-	for lines.Scan() && lines.Text() != "" {
+	for lines.Scan() && (lines.Text() != "" || both) {
+		if lines.Text() == "" {
+			continue
+		}
 		if err := loadModule(lines.Text()); err != nil {
 			return fmt.Errorf("load %s: %w", lines.Text(), err)
 		}
