@@ -58,7 +58,7 @@ func BenchmarkConvert(b *testing.B) {
 		for b.Loop() {
 			release := s.Hold([]string{layerName(diffID)})
 			src := func(context.Context) (io.ReadCloser, error) { return os.Open(path) }
-			if err := s.ensureLayer(context.Background(), diffID, src, func() { b.Fatal("present") }); err != nil {
+			if err := s.ensureLayer(context.Background(), diffID, src, nil, func() { b.Fatal("present") }); err != nil {
 				b.Fatal(err)
 			}
 			release()

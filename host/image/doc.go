@@ -4,6 +4,8 @@
 //
 //	layers/HEX.erofs   a layer by the digest of its tar (diff ID); read-only,
 //	                   shared with the guest as it is
+//	recipes/HEX        how to make the layer's tar again from that, see package
+//	                   layer
 //	blobs/HEX          configurations and manifests by their digest
 //	index.json         which images, names and layers there are
 //	tmp/               what is being made

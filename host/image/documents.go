@@ -76,3 +76,8 @@ func checkDigest(s string) error {
 	}
 	return nil
 }
+
+// blobOf is what a manifest says about a layer's compressed form.
+func blobOf(d ocispec.Descriptor) blobRecord {
+	return blobRecord{Digest: d.Digest.String(), Size: d.Size, MediaType: d.MediaType}
+}

@@ -8,6 +8,8 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 )
 
 // index is the store's list of what it has. A value that others can see is
@@ -20,6 +22,8 @@ type index struct {
 	Names map[string]string `json:"names"`
 	// Layers by diff ID.
 	Layers map[string]layerRecord `json:"layers"`
+	// Tagged is when an image got its last tag, by ID.
+	Tagged map[string]time.Time `json:"tagged,omitempty"`
 }
 
 type record struct {
@@ -31,16 +35,57 @@ type record struct {
 type layerRecord struct {
 	// Size of the files in the layer.
 	Size int64 `json:"size"`
+	// Tar is the length of the layer's tar. 0: the layer was made by an
+	// early build, without a recipe, and is made anew when it comes again.
+	Tar int64 `json:"tar,omitempty"`
+	// Blobs are the compressed forms in which registries have the layer.
+	Blobs []blobRecord `json:"blobs,omitempty"`
+}
+
+// blobRecord is a compressed form of a layer. Its bytes are not kept.
+type blobRecord struct {
+	Digest    string `json:"digest"`
+	Size      int64  `json:"size"`
+	MediaType string `json:"mediaType"`
+	// Head is the digest of the first headSize bytes, by which the
+	// compressor is recognised. Optional.
+	Head string `json:"head,omitempty"`
+}
+
+const (
+	headSize = 64 << 10
+	// maxBlobs bounds how many forms of one layer are remembered.
+	maxBlobs = 8
+)
+
+// know adds a compressed form of a layer.
+func (ix *index) know(diffID string, b blobRecord) {
+	rec, ok := ix.Layers[diffID]
+	if !ok || b.Digest == diffID {
+		return
+	}
+	blobs := slices.Clone(rec.Blobs)
+	if i := slices.IndexFunc(blobs, func(o blobRecord) bool { return o.Digest == b.Digest }); i >= 0 {
+		if b.Head == "" {
+			return
+		}
+		blobs[i] = b
+	} else {
+		blobs = append(blobs, b)
+		blobs = blobs[max(0, len(blobs)-maxBlobs):]
+	}
+	rec.Blobs = blobs
+	ix.Layers[diffID] = rec
 }
 
 const indexVersion = 1
 
 func newIndex() *index {
-	return &index{Version: indexVersion, Images: map[string]record{}, Names: map[string]string{}, Layers: map[string]layerRecord{}}
+	return &index{Version: indexVersion, Images: map[string]record{}, Names: map[string]string{}, Layers: map[string]layerRecord{}, Tagged: map[string]time.Time{}}
 }
 
 func (ix *index) clone() *index {
-	return &index{Version: ix.Version, Images: maps.Clone(ix.Images), Names: maps.Clone(ix.Names), Layers: maps.Clone(ix.Layers)}
+	return &index{Version: ix.Version, Images: maps.Clone(ix.Images), Names: maps.Clone(ix.Names), Layers: maps.Clone(ix.Layers), Tagged: maps.Clone(ix.Tagged)}
 }
 
 // usesLayer reports whether an image has the layer.

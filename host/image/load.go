@@ -20,6 +20,7 @@ type archived struct {
 	config, manifest []byte
 	diffIDs          []string
 	layers           []spooled
+	blobs            []blobRecord // as the layers are; empty when not known
 	names            []string // full, with tags
 }
 
@@ -82,6 +83,10 @@ func (s *Store) loadLayers(ctx context.Context, images []archived, tell func(Pro
 			}
 			seen[diffID] = true
 			file, id := img.layers[i], short(diffID)
+			var blob *blobRecord
+			if len(img.blobs) > 0 {
+				blob = &img.blobs[i]
+			}
 			g.Go(func() error {
 				src := func(context.Context) (io.ReadCloser, error) {
 					f, err := os.Open(file.path)
@@ -93,7 +98,7 @@ func (s *Store) loadLayers(ctx context.Context, images []archived, tell func(Pro
 					}}
 					return &download{Reader: c, Closer: f}, nil
 				}
-				if err := s.ensureLayer(ctx, diffID, src, func() {}); err != nil {
+				if err := s.ensureLayer(ctx, diffID, src, blob, func() {}); err != nil {
 					return fmt.Errorf("layer %s: %w", id, err)
 				}
 				return nil
@@ -221,6 +226,7 @@ func (sp *spool) ociImage(d v1.Descriptor) (archived, error) {
 			return img, fmt.Errorf("layer %s has %d bytes, not %d", l.Digest, f.size, l.Size)
 		}
 		img.layers = append(img.layers, f)
+		img.blobs = append(img.blobs, blobOf(l))
 	}
 	img.names = ociNames(d.Annotations)
 	return img, nil

@@ -109,7 +109,7 @@ func (s *Store) pullLayers(ctx context.Context, f *found, tell func(Progress)) e
 		}
 		g.Go(func() error {
 			present := false
-			err := s.ensureLayer(ctx, diffID, f.source(l, id, tell), func() { present = true })
+			err := s.ensureLayer(ctx, diffID, f.source(l, id, tell), new(blobOf(l)), func() { present = true })
 			switch {
 			case err != nil:
 				return fmt.Errorf("layer %s: %w", id, err)

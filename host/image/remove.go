@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 
@@ -102,6 +101,7 @@ func (r *removal) plan(ref string) error {
 		}
 	}
 	delete(r.ix.Images, r.id)
+	delete(r.ix.Tagged, r.id)
 	r.removed = append(r.removed, Removed{Deleted: r.id})
 	return nil
 }
@@ -239,7 +239,8 @@ func (s *Store) collectLocked(diffIDs []string) ([]string, error) {
 		return nil, fmt.Errorf("delete layers: %w", err)
 	}
 	for _, diffID := range gone {
-		s.remove(filepath.Join(s.LayersDir(), layerName(diffID)))
+		s.remove(s.layerPath(diffID))
+		s.remove(s.recipePath(diffID))
 	}
 	return gone, nil
 }

@@ -66,8 +66,8 @@ type Image struct {
 	Layers, DiffIDs []string
 	// Size of the files in all layers.
 	Size int64
-	// Created may be zero.
-	Created time.Time
+	// Created may be zero, and so may Tagged, when it last got a tag.
+	Created, Tagged time.Time
 	// Config as the specification has it, and the very bytes, which may say
 	// more (Docker's health check, for one).
 	Config    ocispec.Image
@@ -89,7 +89,7 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	if err := os.RemoveAll(s.tmp()); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	for _, d := range []string{dir, s.LayersDir(), s.path("blobs"), s.tmp()} {
+	for _, d := range []string{dir, s.LayersDir(), s.path("recipes"), s.path("blobs"), s.tmp()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open image store: %w", err)
 		}
@@ -117,6 +117,14 @@ func (s *Store) tmp() string { return s.path("tmp") }
 
 func (s *Store) blobPath(digest string) string { return filepath.Join(s.path("blobs"), hexOf(digest)) }
 
+func (s *Store) layerPath(diffID string) string {
+	return filepath.Join(s.LayersDir(), layerName(diffID))
+}
+
+func (s *Store) recipePath(diffID string) string {
+	return filepath.Join(s.path("recipes"), hexOf(diffID))
+}
+
 // layerName is a layer's file name, by its diff ID.
 func layerName(diffID string) string { return hexOf(diffID) + ".erofs" }
 
@@ -130,19 +138,24 @@ func digestOf(b []byte) string {
 // tidy deletes files that the index doesn't know, and forgets layers whose
 // files are gone, so that a pull brings them again.
 func (s *Store) tidy() error {
-	known := map[string]bool{}
+	layers, recipes, blobs := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	missing := []string{}
-	for diffID := range s.ix.Layers {
-		known[layerName(diffID)] = true
-		if _, err := os.Lstat(filepath.Join(s.LayersDir(), layerName(diffID))); err != nil {
+	for diffID, rec := range s.ix.Layers {
+		layers[layerName(diffID)] = true
+		_, err := os.Lstat(s.layerPath(diffID))
+		if rec.Tar > 0 && err == nil {
+			recipes[hexOf(diffID)] = true
+			_, err = os.Lstat(s.recipePath(diffID))
+		}
+		if err != nil {
 			s.log.Warn("image layer has lost its file", "layer", diffID, "error", err)
 			missing = append(missing, diffID)
 		}
 	}
 	for digest := range s.ix.blobs() {
-		known[hexOf(digest)] = true
+		blobs[hexOf(digest)] = true
 	}
-	for _, dir := range []string{s.LayersDir(), s.path("blobs")} {
+	for dir, known := range map[string]map[string]bool{s.LayersDir(): layers, s.path("recipes"): recipes, s.path("blobs"): blobs} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return err
@@ -245,6 +258,7 @@ func (s *Store) image(ix *index, id string) (Image, error) {
 	if img.Config.Created != nil {
 		img.Created = *img.Config.Created
 	}
+	img.Tagged = ix.Tagged[id]
 	for _, diffID := range rec.DiffIDs {
 		img.Layers = append(img.Layers, layerName(diffID))
 		img.Size += ix.Layers[diffID].Size
@@ -284,13 +298,14 @@ func (s *Store) Tag(ref, newRef string) error {
 			return err
 		}
 		ix.Names[name] = id
+		ix.Tagged[id] = time.Now().UTC()
 		return nil
 	})
 }
 
 // add stores an image whose layers are there, with its blobs and names.
 func (s *Store) add(config, manifest []byte, diffIDs, names []string) (Image, error) {
-	id, rec := digestOf(config), record{DiffIDs: diffIDs}
+	id, rec, blobs := digestOf(config), record{DiffIDs: diffIDs}, []blobRecord(nil)
 	// The lock is held over the blobs as well, or a Remove in between could
 	// delete those that an equal image has left.
 	s.mu.Lock()
@@ -302,6 +317,13 @@ func (s *Store) add(config, manifest []byte, diffIDs, names []string) (Image, er
 		rec.Manifest = digestOf(manifest)
 		if err := writeFile(s.tmp(), s.blobPath(rec.Manifest), manifest); err != nil {
 			return Image{}, fmt.Errorf("store image: %w", err)
+		}
+		m, err := parseManifest(manifest)
+		if err != nil {
+			return Image{}, fmt.Errorf("store image: %w", err)
+		}
+		for _, l := range m.Layers[:min(len(m.Layers), len(diffIDs))] {
+			blobs = append(blobs, blobOf(l))
 		}
 	}
 	err := s.updateLocked(func(ix *index) error {
@@ -316,6 +338,12 @@ func (s *Store) add(config, manifest []byte, diffIDs, names []string) (Image, er
 		ix.Images[id] = rec
 		for _, name := range names {
 			ix.Names[name] = id
+			if !strings.Contains(name, "@") {
+				ix.Tagged[id] = time.Now().UTC()
+			}
+		}
+		for i, blob := range blobs {
+			ix.know(diffIDs[i], blob)
 		}
 		return nil
 	})

@@ -24,8 +24,12 @@ const maxPath = 4096
 
 // Options of a conversion.
 type Options struct {
-	// UUID of the file system. Overlayfs tells layers apart by it.
-	UUID [16]byte
+	// UUID of the file system, by which overlayfs tells layers apart. It is
+	// asked for at the stream's end. Optional.
+	UUID func() [16]byte
+	// Recipe receives what makes the tar again from the image, see Tar.
+	// Optional.
+	Recipe io.Writer
 	// MaxSize bounds the stream, and the contents of the files with their
 	// holes, in bytes. 0 is DefaultMaxSize.
 	MaxSize int64
@@ -37,6 +41,8 @@ type Options struct {
 type Info struct {
 	// Size of the files' contents in bytes, as Docker counts it.
 	Size int64
+	// Tar is the length of the stream.
+	Tar int64
 	// Entries of the tar.
 	Entries int
 }
@@ -51,8 +57,12 @@ func Convert(r io.Reader, out erofs.Output, o Options) (Info, error) {
 		o.MaxEntries = DefaultMaxEntries
 	}
 	lim := &limitReader{r: r, left: o.MaxSize, max: o.MaxSize}
-	t := &tree{w: erofs.NewWriter(out), o: o, whiteouts: map[*erofs.Inode]bool{}}
-	tr := tar.NewReader(lim)
+	rec, err := newRecorder(lim, o.Recipe)
+	if err != nil {
+		return Info{}, err
+	}
+	t := &tree{w: erofs.NewWriter(out), o: o, rec: rec, whiteouts: map[*erofs.Inode]bool{}}
+	tr := tar.NewReader(rec)
 	for {
 		hdr, err := tr.Next()
 		if err == io.EOF {
@@ -65,11 +75,19 @@ func Convert(r io.Reader, out erofs.Output, o Options) (Info, error) {
 			return t.info, fmt.Errorf("layer entry %q: %w", shorten(hdr.Name), err)
 		}
 	}
-	if _, err := io.Copy(io.Discard, lim); err != nil {
+	if _, err := io.Copy(io.Discard, rec); err != nil {
 		return t.info, fmt.Errorf("read layer: %w", err)
 	}
-	if err := t.w.Close(o.UUID); err != nil {
+	t.info.Tar = o.MaxSize - lim.left
+	var uuid [16]byte
+	if o.UUID != nil {
+		uuid = o.UUID()
+	}
+	if err := t.w.Close(uuid); err != nil {
 		return t.info, fmt.Errorf("write layer: %w", err)
+	}
+	if err := rec.close(); err != nil {
+		return t.info, fmt.Errorf("write recipe: %w", err)
 	}
 	return t.info, nil
 }
@@ -124,6 +142,19 @@ func regular(hdr *tar.Header) bool {
 	switch hdr.Typeflag {
 	case tar.TypeReg, '\x00', tar.TypeCont, tar.TypeGNUSparse:
 		return true
+	}
+	return false
+}
+
+// sparse reports whether the archive has the contents in pieces.
+func sparse(hdr *tar.Header) bool {
+	if hdr.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range hdr.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
 	}
 	return false
 }

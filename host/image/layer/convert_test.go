@@ -196,7 +196,7 @@ func TestDeterministic(t *testing.T) {
 	stream := pack(t, everything(true))
 	var sums [2]string
 	for i := range sums {
-		image, err := convert(t, iotestChunks(bytes.NewReader(stream), 1000+i*777), Options{UUID: [16]byte{1}})
+		image, err := convert(t, iotestChunks(bytes.NewReader(stream), 1000+i*777), Options{UUID: func() [16]byte { return [16]byte{1} }})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,5 +1,6 @@
 // Package layer converts an image layer, a tar stream, into one EROFS image
-// that overlayfs takes as a lower directory.
+// that overlayfs takes as a lower directory, and, by a recipe, back into the
+// very same tar.
 //
 // What a container sees is what GNU tar, extracting into an empty directory,
 // and overlayfs above the layers below would show. In detail:

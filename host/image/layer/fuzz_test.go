@@ -37,9 +37,13 @@ func FuzzConvert(f *testing.F) {
 		{tar.Header{Name: "x", Typeflag: tar.TypeChar, Devmajor: 1, PAXRecords: map[string]string{"SCHILY.xattr.user.x": "y", "SCHILY.xattr.security.capability": "z"}}, ""}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var m memory
-		_, err := Convert(bytes.NewReader(b), &m, Options{MaxSize: 1 << 20, MaxEntries: 500})
+		var recipe bytes.Buffer
+		_, err := Convert(bytes.NewReader(b), &m, Options{MaxSize: 1 << 20, MaxEntries: 500, Recipe: &recipe})
 		if err != nil {
 			return
+		}
+		if again := rebuilt(t, m.b, recipe.Bytes()); !bytes.Equal(again, b) {
+			t.Fatalf("rebuilt as %d other bytes, of %d", len(again), len(b))
 		}
 		if len(m.b)%4096 != 0 {
 			t.Fatalf("image of %d bytes", len(m.b))
@@ -58,4 +62,40 @@ func FuzzConvert(f *testing.F) {
 func walk(t *testing.T, m *memory) {
 	t.Helper()
 	readBack(t, io.NewSectionReader(bytes.NewReader(m.b), 0, int64(len(m.b))))
+}
+
+func rebuilt(t testing.TB, image, recipe []byte) []byte {
+	t.Helper()
+	r, err := Tar(bytes.NewReader(image), bytes.NewReader(recipe), int64(len(recipe)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// FuzzTar: a recipe and an image that were damaged give an error or other
+// bytes, and no more than that.
+func FuzzTar(f *testing.F) {
+	var m memory
+	var recipe bytes.Buffer
+	stream := pack(f, []entry{dir("d/"), file("d/f", "1"), file("d/g", noise(1, 9000)), link(tar.TypeLink, "l", "d/f")})
+	if _, err := Convert(bytes.NewReader(stream), &m, Options{Recipe: &recipe}); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(m.b, recipe.Bytes())
+	f.Fuzz(func(t *testing.T, image, recipe []byte) {
+		r, err := Tar(bytes.NewReader(image), bytes.NewReader(recipe), int64(len(recipe)))
+		if err != nil {
+			return
+		}
+		defer r.Close()
+		if _, err := io.Copy(io.Discard, io.LimitReader(r, 16<<20)); err != nil {
+			return
+		}
+	})
 }

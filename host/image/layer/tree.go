@@ -25,6 +25,7 @@ const (
 type tree struct {
 	w    *erofs.Writer
 	o    Options
+	rec  *recorder
 	info Info
 	made int // inodes and names
 	// whiteouts are the inodes that stand for a ".wh." entry.
@@ -83,7 +84,11 @@ func (t *tree) inode(hdr *tar.Header, r io.Reader) (*erofs.Inode, error) {
 			return nil, tooBig(t.o.MaxSize)
 		}
 		t.info.Size += hdr.Size
-		return t.w.File(a, hdr.Size, r)
+		file := func() (*erofs.Inode, error) { return t.w.File(a, hdr.Size, r) }
+		if sparse(hdr) {
+			return file()
+		}
+		return t.rec.contents(hdr.Size, file)
 	case hdr.Typeflag == tar.TypeLink:
 		return t.target(hdr.Linkname)
 	case hdr.Typeflag == tar.TypeSymlink:
