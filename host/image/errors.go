@@ -11,6 +11,7 @@ var (
 	ErrNotFound = errdefs.ErrNotFound
 	ErrConflict = errdefs.ErrConflict
 	ErrInvalid  = errdefs.ErrInvalidArgument
+	ErrDenied   = errdefs.ErrPermissionDenied
 )
 
 // classed is an error with a text for people, which belongs to a class.

@@ -45,7 +45,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions, progress fu
 		return Image{}, err
 	}
 	tell := teller(progress)
-	f, err := find(ctx, named, o)
+	f, err := s.find(ctx, named, o)
 	if err != nil {
 		return Image{}, err
 	}

@@ -32,8 +32,8 @@ type found struct {
 }
 
 // find resolves a name at its registry.
-func find(ctx context.Context, named reference.Named, o PullOptions) (*found, error) {
-	ref, options, err := target(ctx, named, o)
+func (s *Store) find(ctx context.Context, named reference.Named, o PullOptions) (*found, error) {
+	ref, options, err := s.target(ctx, named, o.Auth, o.Transport)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func find(ctx context.Context, named reference.Named, o PullOptions) (*found, er
 }
 
 // target is a name in the words of the registry client.
-func target(ctx context.Context, named reference.Named, o PullOptions) (name.Reference, []remote.Option, error) {
+func (s *Store) target(ctx context.Context, named reference.Named, auth authn.Authenticator, base http.RoundTripper) (name.Reference, []remote.Option, error) {
 	var nameOptions []name.Option
 	loopback := isLoopback(reference.Domain(named))
 	if loopback {
@@ -102,13 +102,12 @@ func target(ctx context.Context, named reference.Named, o PullOptions) (name.Ref
 	if err != nil {
 		return nil, nil, &classed{text: "invalid reference format", class: ErrInvalid, cause: err}
 	}
-	base := o.Transport
 	if base == nil {
 		base = remote.DefaultTransport
 	}
 	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(&guard{base: base, loopback: loopback}), remote.WithUserAgent("sampan")}
-	if o.Auth != nil {
-		options = append(options, remote.WithAuth(o.Auth))
+	if auth != nil {
+		options = append(options, remote.WithAuth(auth))
 	} else {
 		options = append(options, remote.WithAuthFromKeychain(authn.DefaultKeychain))
 	}
