@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
 
@@ -120,7 +121,7 @@ func inspectAny(ctx context.Context, docker *client.Client, name, kind string, s
 			res, err := docker.ContainerInspect(ctx, name, client.ContainerInspectOptions{Size: size})
 			return inspected{res.Container, res.Raw}, err
 		}},
-		{"image", inspectImage},
+		{"image", imageInspector(nil)},
 		{"volume", inspectVolume},
 	}
 	for _, k := range kinds {
@@ -135,10 +136,17 @@ func inspectAny(ctx context.Context, docker *client.Client, name, kind string, s
 	return inspected{}, fmt.Errorf("Error: No such object: %s", name)
 }
 
-func inspectImage(ctx context.Context, docker *client.Client, name string) (inspected, error) {
-	var raw bytes.Buffer
-	res, err := docker.ImageInspect(ctx, name, client.ImageInspectWithRawResponse(&raw))
-	return inspected{res.InspectResponse, raw.Bytes()}, err
+// imageInspector finds images, of a platform if one is asked for.
+func imageInspector(p *ocispec.Platform) inspectFunc {
+	return func(ctx context.Context, docker *client.Client, name string) (inspected, error) {
+		var raw bytes.Buffer
+		opts := []client.ImageInspectOption{client.ImageInspectWithRawResponse(&raw)}
+		if p != nil {
+			opts = append(opts, client.ImageInspectWithPlatform(p))
+		}
+		res, err := docker.ImageInspect(ctx, name, opts...)
+		return inspected{res.InspectResponse, raw.Bytes()}, err
+	}
 }
 
 func inspectVolume(ctx context.Context, docker *client.Client, name string) (inspected, error) {

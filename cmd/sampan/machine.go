@@ -24,10 +24,11 @@ import (
 //	POST /sampan/machine/start    boots it, if it does not run
 //	POST /sampan/machine/stop     turns it off in order
 //	GET  /sampan/machine/logs     what its console printed; ?follow=1 goes on
+//	POST /sampan/machine/check    verifies and repairs the image store
 //	POST /sampan/machine/exec     as /containers/ID/exec, for the guest itself
 func newMachineCommand(a *app) *cobra.Command {
 	return group("machine", "Manage the virtual machine",
-		newMachineLogsCommand(a), newMachineShellCommand(a), newMachineStartCommand(a),
+		newMachineCheckCommand(a), newMachineLogsCommand(a), newMachineShellCommand(a), newMachineStartCommand(a),
 		newMachineStatusCommand(a), newMachineStopCommand(a))
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -12,7 +13,10 @@ import (
 )
 
 func newPullCommand(a *app) *cobra.Command {
-	var quiet bool
+	var (
+		all, quiet bool
+		platform   string
+	)
 	cmd := &cobra.Command{
 		Use:   "pull [OPTIONS] NAME[:TAG|@DIGEST]",
 		Short: "Download an image from a registry",
@@ -22,11 +26,22 @@ func newPullCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if reference.IsNameOnly(ref) {
+			switch {
+			case all && !reference.IsNameOnly(ref):
+				return errors.New("tag can't be used with --all-tags/-a")
+			case !all && reference.IsNameOnly(ref):
 				ref = reference.TagNameOnly(ref)
 				if tagged, ok := ref.(reference.Tagged); ok && !quiet {
 					fmt.Fprintln(a.out, "Using default tag:", tagged.Tag())
 				}
+			}
+			opts := client.ImagePullOptions{All: all}
+			p, err := platformOf(platform)
+			if err != nil {
+				return err
+			}
+			if p != nil {
+				opts.Platforms = append(opts.Platforms, *p)
 			}
 			docker, err := a.docker(cmd.Context())
 			if err != nil {
@@ -36,21 +51,30 @@ func newPullCommand(a *app) *cobra.Command {
 			if quiet {
 				out = io.Discard
 			}
-			if err := pull(cmd.Context(), docker, reference.FamiliarString(ref), out); err != nil {
+			if err := a.pull(cmd.Context(), docker, reference.FamiliarString(ref), opts, out); err != nil {
 				return err
 			}
 			fmt.Fprintln(a.out, ref.String())
 			return nil
 		},
 	}
+	cmd.Flags().BoolVarP(&all, "all-tags", "a", false, "Download all tagged images in the repository")
+	cmd.Flags().StringVar(&platform, "platform", "", "Set platform if server is multi-platform capable")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "Suppress verbose output")
 	return cmd
 }
 
 // pull shows the progress on out: bars on a terminal, else a line for each
 // step.
-func pull(ctx context.Context, docker *client.Client, image string, out io.Writer) error {
-	resp, err := docker.ImagePull(ctx, image, client.ImagePullOptions{})
+func (a *app) pull(ctx context.Context, docker *client.Client, image string, opts client.ImagePullOptions, out io.Writer) error {
+	ref, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return err
+	}
+	if opts.RegistryAuth, err = a.registryAuth(ref); err != nil {
+		return err
+	}
+	resp, err := docker.ImagePull(ctx, image, opts)
 	if err != nil {
 		return err
 	}
@@ -64,5 +88,5 @@ func (a *app) pullForRun(ctx context.Context, docker *client.Client, image strin
 	if quiet {
 		out = io.Discard
 	}
-	return pull(ctx, docker, image, out)
+	return a.pull(ctx, docker, image, client.ImagePullOptions{}, out)
 }

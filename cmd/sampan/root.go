@@ -61,13 +61,13 @@ func newRootCommand(a *app) *cobra.Command {
 		root.AddCommand(cmds...)
 	}
 	add("common", newRunCommand(a), newExecCommand(a), newPsCommand(a), newPullCommand(a),
-		newImagesCommand(a), newVersionCommand(a), newInfoCommand(a))
-	add("manage", newMachineCommand(a), newVolumeCommand(a))
+		newPushCommand(a), newImagesCommand(a), newLoginCommand(a), newLogoutCommand(a), newVersionCommand(a), newInfoCommand(a))
+	add("manage", newImageCommand(a), newMachineCommand(a), newSystemCommand(a), newVolumeCommand(a))
 	add("other", newAttachCommand(a), newCpCommand(a), newCreateCommand(a), newDiffCommand(a), newEventsCommand(a),
-		newExportCommand(a), newInspectCommand(a), newKillCommand(a), newLoadCommand(a), newLogsCommand(a), newPauseCommand(a),
-		newPortCommand(a), newRenameCommand(a), newRestartCommand(a), newRmCommand(a), newRmiCommand(a), newStartCommand(a),
-		newStatsCommand(a), newStopCommand(a), newTagCommand(a), newTopCommand(a), newUnpauseCommand(a), newUpdateCommand(a),
-		newWaitCommand(a))
+		newExportCommand(a), newHistoryCommand(a), newImportCommand(a), newInspectCommand(a), newKillCommand(a), newLoadCommand(a),
+		newLogsCommand(a), newPauseCommand(a), newPortCommand(a), newRenameCommand(a), newRestartCommand(a), newRmCommand(a),
+		newRmiCommand(a), newSaveCommand(a), newSearchCommand(a), newStartCommand(a), newStatsCommand(a), newStopCommand(a),
+		newTagCommand(a), newTopCommand(a), newUnpauseCommand(a), newUpdateCommand(a), newWaitCommand(a))
 	return root
 }
 

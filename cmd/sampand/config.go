@@ -4,16 +4,45 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"time"
 
 	"github.com/BurntSushi/toml"
 	"github.com/docker/go-units"
+
+	"sampan/host/image"
 )
 
 // config is $SAMPAN_HOME/config.toml. Every field is optional.
 type config struct {
 	Machine machineConfig `toml:"machine"`
+	Images  imagesConfig  `toml:"images"`
+	// Registries by HOST or HOST:PORT.
+	Registries map[string]registryConfig `toml:"registries"`
+}
+
+type imagesConfig struct {
+	// MaxLayer bounds one layer, uncompressed, e.g. "64GiB".
+	MaxLayer size `toml:"max-layer"`
+	// MaxFiles bounds the files of one layer.
+	MaxFiles int `toml:"max-files"`
+}
+
+type registryConfig struct {
+	// Mirrors are asked before the registry: "https://HOST".
+	Mirrors []string `toml:"mirrors"`
+	// Insecure allows plain HTTP and any certificate.
+	Insecure bool `toml:"insecure"`
+}
+
+// registries are those of the file, and the folders of certificates.
+func (c config) registries(home string) image.Registries {
+	r := image.Registries{Hosts: map[string]image.Registry{}, Certs: []string{"/etc/docker/certs.d", filepath.Join(home, "certs.d")}}
+	for host, reg := range c.Registries {
+		r.Hosts[host] = image.Registry{Mirrors: reg.Mirrors, Insecure: reg.Insecure}
+	}
+	return r
 }
 
 type machineConfig struct {
@@ -75,6 +104,11 @@ func readConfig(path string) (config, error) {
 		return c, fmt.Errorf("%s: machine.disk is %d bytes: want at least 1GiB", path, m.Disk)
 	case m.Idle < 0:
 		return c, fmt.Errorf("%s: machine.idle is negative", path)
+	case c.Images.MaxLayer < 0 || c.Images.MaxFiles < 0:
+		return c, fmt.Errorf("%s: a limit of images is negative", path)
+	}
+	if err := c.registries("").Validate(); err != nil {
+		return c, fmt.Errorf("%s: %w", path, err)
 	}
 	switch m.Accelerator {
 	case "", "auto", "kvm", "tcg":

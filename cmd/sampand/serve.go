@@ -99,6 +99,8 @@ func assemble(h *home, log *slog.Logger) (*parts, error) {
 	if p.images, err = image.Open(h.path("images"), log); err != nil {
 		return nil, err
 	}
+	p.images.SetLimits(image.Limits{LayerSize: int64(cfg.Images.MaxLayer), LayerEntries: cfg.Images.MaxFiles})
+	p.images.SetRegistries(cfg.registries(h.dir))
 	layers, closer, err := share.ReadOnlyDir(p.images.LayersDir())
 	if err != nil {
 		return nil, fmt.Errorf("share images: %w", err)

@@ -67,9 +67,14 @@ func (s *server) routes() []route {
 		{"GET /version", s.version},
 		{"GET /info", s.info},
 		{"GET /events", s.events},
+		{"GET /system/df", s.diskUsage},
+		{"POST /auth", s.auth},
 
 		{"POST /images/create", s.imageCreate},
 		{"POST /images/load", s.imageLoad},
+		{"POST /images/prune", s.imagePrune},
+		{"GET /images/get", s.imageSaveAll},
+		{"GET /images/search", s.imageSearch},
 		{"GET /images/json", s.imageList},
 		{"GET /images/{name...}", s.imageGet},
 		{"POST /images/{name...}", s.imagePost},
@@ -114,6 +119,7 @@ func (s *server) routes() []route {
 		{"GET /networks", s.networkList},
 		{"GET /networks/{name}", s.networkInspect},
 
+		{"POST /sampan/machine/check", s.imageCheck},
 		{"GET /sampan/machine", s.machineStatus},
 		{"POST /sampan/machine/start", s.machineStart},
 		{"POST /sampan/machine/stop", s.machineStop},

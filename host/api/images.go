@@ -12,13 +12,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/google/go-containerregistry/pkg/authn"
-	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/events"
 	apiimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/registry"
-	"github.com/moby/moby/api/types/storage"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"sampan/host/image"
 )
@@ -91,7 +88,7 @@ func (p *progress) fail(err error) error {
 
 func (s *server) imageCreate(w http.ResponseWriter, r *http.Request) error {
 	if r.FormValue("fromSrc") != "" {
-		return errdefs.ErrNotImplemented.WithMessage("sampan: importing an image is not supported")
+		return s.imageImport(w, r)
 	}
 	ref := r.FormValue("fromImage")
 	if ref == "" {
@@ -108,18 +105,25 @@ func (s *server) imageCreate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if p := r.FormValue("platform"); p != "" {
-		arch, err := platform(p)
-		if err != nil {
+		if o.Platform, err = parsePlatform(p); err != nil {
 			return err
 		}
-		o.Platform = &ocispec.Platform{OS: "linux", Architecture: arch}
 	}
 	out := newProgress(w)
-	img, err := s.Images.Pull(r.Context(), ref, o, out.tell)
-	if err != nil {
-		return out.fail(err)
+	refs := []string{ref}
+	if named, err := reference.ParseNormalizedNamed(ref); err == nil && reference.IsNameOnly(named) {
+		// Without a tag all of them are meant: clients name the latest.
+		if refs, err = s.Images.Tags(r.Context(), ref, o); err != nil {
+			return err
+		}
 	}
-	s.Engine.Emit(events.ImageEventType, events.ActionPull, familiar(ref), imageAttributes(img, familiar(ref)))
+	for _, ref := range refs {
+		img, err := s.Images.Pull(r.Context(), ref, o, out.tell)
+		if err != nil {
+			return out.fail(err)
+		}
+		s.Engine.Emit(events.ImageEventType, events.ActionPull, familiar(ref), imageAttributes(img, familiar(ref)))
+	}
 	return nil
 }
 
@@ -137,11 +141,16 @@ func registryAuth(r *http.Request) (authn.Authenticator, error) {
 	if err := json.Unmarshal(text, &c); err != nil {
 		return nil, invalid("invalid X-Registry-Auth header: %v", err)
 	}
+	return authenticator(c), nil
+}
+
+// authenticator shows credentials to a registry; nil when there are none.
+func authenticator(c registry.AuthConfig) authn.Authenticator {
 	a := authn.AuthConfig{Username: c.Username, Password: c.Password, Auth: c.Auth, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken}
 	if a == (authn.AuthConfig{}) {
-		return nil, nil
+		return nil
 	}
-	return authn.FromConfig(a), nil
+	return authn.FromConfig(a)
 }
 
 func (s *server) imageLoad(w http.ResponseWriter, r *http.Request) error {
@@ -167,150 +176,15 @@ func (s *server) imageLoad(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (s *server) imageList(w http.ResponseWriter, r *http.Request) error {
-	f, err := filters(r)
-	if err != nil {
-		return err
-	}
-	images, err := s.Images.List()
-	if err != nil {
-		return err
-	}
-	match, err := s.imageFilter(f)
-	if err != nil {
-		return err
-	}
-	list := []apiimage.Summary{}
-	for _, img := range images {
-		if !match(img) {
-			continue
-		}
-		list = append(list, apiimage.Summary{
-			ID: img.ID, Created: img.Created.Unix(), Size: img.Size, SharedSize: -1, Containers: -1,
-			RepoTags: nonNil(img.Tags), RepoDigests: nonNil(img.Digests), Labels: img.Config.Config.Labels,
-		})
-	}
-	return answer(w, http.StatusOK, list)
-}
-
-func nonNil(s []string) []string {
-	if s == nil {
-		return []string{}
-	}
-	return s
-}
-
-// imageFilter is the condition of `images --filter`.
-func (s *server) imageFilter(f map[string][]string) (func(image.Image) bool, error) {
-	var tests []func(image.Image) bool
-	for key, values := range f {
-		for _, v := range values {
-			test, err := s.imageTest(key, v)
-			if err != nil {
-				return nil, err
-			}
-			if key != "reference" { // of those, one is enough
-				tests = append(tests, test)
-			}
-		}
-	}
-	if refs := f["reference"]; len(refs) > 0 {
-		tests = append(tests, func(img image.Image) bool {
-			for _, pattern := range refs {
-				if hasReference(img, pattern) {
-					return true
-				}
-			}
-			return false
-		})
-	}
-	return func(img image.Image) bool {
-		for _, test := range tests {
-			if !test(img) {
-				return false
-			}
-		}
-		return true
-	}, nil
-}
-
-func (s *server) imageTest(key, v string) (func(image.Image) bool, error) {
-	switch key {
-	case "dangling":
-		want := v == "true" || v == "1"
-		if !want && v != "false" && v != "0" {
-			return nil, invalid("invalid filter 'dangling=[%s]'", v)
-		}
-		return func(img image.Image) bool { return (len(img.Tags) == 0) == want }, nil
-	case "label":
-		name, value, exact := strings.Cut(v, "=")
-		return func(img image.Image) bool {
-			got, ok := img.Config.Config.Labels[name]
-			return ok && (!exact || got == value)
-		}, nil
-	case "reference":
-		return func(image.Image) bool { return true }, nil
-	case "before", "since":
-		other, err := s.Images.Get(v)
-		if err != nil {
-			return nil, err
-		}
-		return func(img image.Image) bool {
-			if key == "before" {
-				return img.Created.Before(other.Created)
-			}
-			return img.Created.After(other.Created)
-		}, nil
-	}
-	return nil, invalid("invalid filter '%s'", key)
-}
-
-func hasReference(img image.Image, pattern string) bool {
-	for _, name := range append(append([]string{}, img.Tags...), img.Digests...) {
-		ref, err := reference.ParseNormalizedNamed(name)
-		if err != nil {
-			continue
-		}
-		if ok, err := reference.FamiliarMatch(pattern, ref); ok && err == nil {
-			return true
-		}
-	}
-	return false
-}
-
-// imageGet is GET /images/NAME/json; a name has slashes of its own.
-func (s *server) imageGet(w http.ResponseWriter, r *http.Request) error {
-	name, ok := strings.CutSuffix(r.PathValue("name"), "/json")
-	if !ok {
-		return notSupported(r)
-	}
-	img, err := s.Images.Get(name)
-	if err != nil {
-		return err
-	}
-	var config dockerspec.DockerOCIImage
-	if err := json.Unmarshal(img.RawConfig, &config); err != nil {
-		return fmt.Errorf("image %s: configuration: %w", img.ID, err)
-	}
-	resp := apiimage.InspectResponse{
-		ID: img.ID, RepoTags: nonNil(img.Tags), RepoDigests: nonNil(img.Digests),
-		Author: config.Author, Config: &config.Config,
-		Architecture: config.Architecture, Variant: config.Variant, Os: config.OS, OsVersion: config.OSVersion,
-		Size: img.Size, GraphDriver: &storage.DriverData{Name: "overlay2", Data: map[string]string{}},
-		RootFS: apiimage.RootFS{Type: "layers", Layers: img.DiffIDs},
-	}
-	if !img.Created.IsZero() {
-		resp.Created = img.Created.Format(time.RFC3339Nano)
-	}
-	return answer(w, http.StatusOK, resp)
-}
-
 func notSupported(r *http.Request) error {
 	return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("sampan: %s %s is not supported", r.Method, r.URL.Path))
 }
 
-// imagePost is POST /images/NAME/tag.
+// imagePost is POST /images/NAME/tag and /push.
 func (s *server) imagePost(w http.ResponseWriter, r *http.Request) error {
+	if name, ok := strings.CutSuffix(r.PathValue("name"), "/push"); ok {
+		return s.imagePush(w, r, name)
+	}
 	name, ok := strings.CutSuffix(r.PathValue("name"), "/tag")
 	if !ok {
 		return notSupported(r)
@@ -330,31 +204,42 @@ func (s *server) imagePost(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) imageRemove(w http.ResponseWriter, r *http.Request) error {
-	name := r.PathValue("name")
-	img, err := s.Images.Get(name)
-	if err != nil {
-		return err
-	}
-	removed, err := s.Images.Remove(name, image.RemoveOptions{
-		Force:   boolean(r, "force"),
-		InUse:   func(id string) []string { all, _ := s.Engine.ImageUsers(id); return all },
-		Running: func(id string) []string { _, running := s.Engine.ImageUsers(id); return running },
-	})
+	list, _, err := s.removeImage(r.PathValue("name"), boolean(r, "force"))
 	if err != nil {
 		return err
 	}
 	s.Engine.LayersRemoved()
-	list := []apiimage.DeleteResponse{}
+	return answer(w, http.StatusOK, list)
+}
+
+// removeImage removes a name of an image, or the image, and tells what became
+// of it, and which layers are gone.
+func (s *server) removeImage(name string, force bool) (list []apiimage.DeleteResponse, layers []string, err error) {
+	img, err := s.Images.Get(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	removed, err := s.Images.Remove(name, image.RemoveOptions{
+		Force:   force,
+		InUse:   func(id string) []string { all, _ := s.Engine.ImageUsers(id); return all },
+		Running: func(id string) []string { _, running := s.Engine.ImageUsers(id); return running },
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	list = []apiimage.DeleteResponse{}
 	for _, step := range removed {
 		list = append(list, apiimage.DeleteResponse{Untagged: step.Untagged, Deleted: step.Deleted})
 		switch {
 		case step.Untagged != "":
 			s.Engine.Emit(events.ImageEventType, events.ActionUnTag, img.ID, imageAttributes(img, step.Untagged))
-		case step.Deleted == img.ID:
+		case step.IsLayer(img.ID):
+			layers = append(layers, step.Deleted)
+		default:
 			s.Engine.Emit(events.ImageEventType, events.ActionDelete, img.ID, imageAttributes(img, img.ID))
 		}
 	}
-	return answer(w, http.StatusOK, list)
+	return list, layers, nil
 }
 
 // imageAttributes are what events tell of an image.

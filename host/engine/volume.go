@@ -139,7 +139,7 @@ func (e *Engine) VolumeList(f Filters) ([]volume.Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	used := e.volumeUsers()
+	used := e.VolumeUsers()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	out := []volume.Volume{}
@@ -156,8 +156,8 @@ func (e *Engine) VolumeList(f Filters) ([]volume.Volume, error) {
 	return out, nil
 }
 
-// volumeUsers maps volumes to the containers that mount them.
-func (e *Engine) volumeUsers() map[string][]string {
+// VolumeUsers maps volumes to the containers that mount them.
+func (e *Engine) VolumeUsers() map[string][]string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.usersLocked()
@@ -225,7 +225,7 @@ func (e *Engine) VolumePrune(ctx context.Context, f Filters) (volume.PruneReport
 	if err != nil {
 		return report, err
 	}
-	used := e.volumeUsers()
+	used := e.VolumeUsers()
 	e.mu.Lock()
 	var names []string
 	for _, v := range e.volumes {

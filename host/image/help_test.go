@@ -184,7 +184,7 @@ func random(seed uint64, n int) string {
 func files(t testing.TB, s *Store) string {
 	t.Helper()
 	var out []string
-	for _, dir := range []string{"layers", "blobs", "tmp"} {
+	for _, dir := range []string{"layers", "recipes", "blobs", "tmp"} {
 		entries, err := os.ReadDir(s.path(dir))
 		if err != nil {
 			t.Fatal(err)

@@ -35,8 +35,9 @@ type record struct {
 type layerRecord struct {
 	// Size of the files in the layer.
 	Size int64 `json:"size"`
-	// Tar is the length of the layer's tar. 0: the layer was made by an
-	// early build, without a recipe, and is made anew when it comes again.
+	// Tar is the length of the layer's tar. 0: the layer is damaged, or was
+	// made by an early build, without a recipe; it is made anew when it
+	// comes again.
 	Tar int64 `json:"tar,omitempty"`
 	// Blobs are the compressed forms in which registries have the layer.
 	Blobs []blobRecord `json:"blobs,omitempty"`

@@ -200,7 +200,7 @@ func (s *Store) convert(ctx context.Context, m *made, src source) error {
 		// what it is.
 		if ctx.Err() == nil && !errors.Is(err, layer.ErrTooBig) {
 			ready.Close()
-			if _, wrong := io.Copy(io.Discard, received); wrong != nil {
+			if _, wrong := io.Copy(io.Discard, received); wrong != nil && !errors.Is(err, wrong) {
 				err = fmt.Errorf("%w (%w)", wrong, err)
 			}
 		}
@@ -235,7 +235,7 @@ func (s *Store) layerTar(diffID string) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("layer %s is not there", short(diffID))
 	}
 	if rec.Tar == 0 {
-		return nil, fmt.Errorf("layer %s was stored by an early build of sampan, which kept no way back: pull or load its image again", short(diffID))
+		return nil, fmt.Errorf("layer %s is damaged, or was stored by an early build of sampan: pull or load its image again", short(diffID))
 	}
 	image, err := os.Open(s.layerPath(diffID))
 	if err != nil {

@@ -21,7 +21,7 @@ type archived struct {
 	diffIDs          []string
 	layers           []spooled
 	blobs            []blobRecord // as the layers are; empty when not known
-	names            []string // full, with tags
+	names            []string     // full, with tags
 }
 
 // Load stores the images of an archive: docker save's, old and new, or an OCI

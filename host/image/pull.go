@@ -6,9 +6,11 @@ import (
 	"io"
 	"net/http"
 	"runtime"
+	"time"
 
 	"github.com/distribution/reference"
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 )
@@ -20,8 +22,8 @@ type PullOptions struct {
 	// Auth is shown to the registry. Default: what Docker's configuration
 	// and its credential helpers have for it.
 	Auth authn.Authenticator
-	// Transport carries the requests. Default: TLS by the system's
-	// certificates, proxies by the environment.
+	// Transport carries the requests, in tests. Default: TLS by the system's
+	// certificates and what Registries say, proxies by the environment.
 	Transport http.RoundTripper
 }
 
@@ -78,6 +80,31 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions, progress fu
 	return img, nil
 }
 
+// Tags lists the tags of a repository at its registry, as full names.
+func (s *Store) Tags(ctx context.Context, ref string, o PullOptions) ([]string, error) {
+	named, err := parseName(ref)
+	if err != nil {
+		return nil, err
+	}
+	at, options, err := s.target(ctx, named, reference.Domain(named), o.Auth, o.Transport)
+	if err != nil {
+		return nil, err
+	}
+	tags, err := remote.List(at.Context(), options...)
+	if err != nil {
+		return nil, registryError(named, err)
+	}
+	var refs []string
+	for _, tag := range tags {
+		tagged, err := reference.WithTag(reference.TrimNamed(named), tag)
+		if err != nil {
+			return nil, fmt.Errorf("tag %q of %s: %w", tag, reference.FamiliarName(named), err)
+		}
+		refs = append(refs, tagged.String())
+	}
+	return refs, nil
+}
+
 // label is the tag, or the digest, that a pull is shown with.
 func label(named reference.Named) string {
 	switch n := named.(type) {
@@ -124,10 +151,21 @@ func (s *Store) pullLayers(ctx context.Context, f *found, tell func(Progress)) e
 	return g.Wait()
 }
 
-// source downloads a layer. The registry client verifies size and digest.
+// retryingIn tells of a wait, in Docker's words.
+func retryingIn(wait time.Duration) string {
+	n := max(1, int(wait.Round(time.Second)/time.Second))
+	if n == 1 {
+		return "Retrying in 1 second"
+	}
+	return fmt.Sprintf("Retrying in %d seconds", n)
+}
+
+// source downloads a layer; size and digest are verified.
 func (f *found) source(l ocispec.Descriptor, id string, tell func(Progress)) source {
 	return func(ctx context.Context) (io.ReadCloser, error) {
-		rc, err := f.open(l.Digest.String())
+		rc, err := f.blobs.blob(ctx, l, func(wait time.Duration) {
+			tell(Progress{ID: id, Status: retryingIn(wait)})
+		})
 		if err != nil {
 			return nil, err
 		}

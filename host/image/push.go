@@ -116,7 +116,7 @@ type pushing struct {
 }
 
 func (p *pushing) run(ctx context.Context, pushed func(Pushed)) error {
-	ref, options, err := p.s.target(ctx, p.to, p.o.Auth, p.o.Transport)
+	ref, options, err := p.s.target(ctx, p.to, reference.Domain(p.to), p.o.Auth, p.o.Transport)
 	if err != nil {
 		return err
 	}

@@ -28,15 +28,39 @@ type found struct {
 	config   []byte
 	diffIDs  []string
 	layers   []ocispec.Descriptor
-	open     func(digest string) (io.ReadCloser, error)
+	blobs    *fetcher
 }
 
-// find resolves a name at its registry.
+// find resolves a name at a mirror of its registry, or at the registry.
 func (s *Store) find(ctx context.Context, named reference.Named, o PullOptions) (*found, error) {
-	ref, options, err := s.target(ctx, named, o.Auth, o.Transport)
+	for _, m := range s.registries.Hosts[reference.Domain(named)].Mirrors {
+		u, err := url.Parse(m)
+		if err != nil {
+			return nil, err
+		}
+		// What the registry may see of us is not for its mirrors.
+		f, err := s.findAt(ctx, named, u.Host, PullOptions{Platform: o.Platform, Transport: o.Transport})
+		if err == nil {
+			return f, nil
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		s.log.Info("mirror has not the image", "mirror", m, "image", named.String(), "error", err)
+	}
+	return s.findAt(ctx, named, reference.Domain(named), o)
+}
+
+func (s *Store) findAt(ctx context.Context, named reference.Named, host string, o PullOptions) (*found, error) {
+	ref, options, err := s.target(ctx, named, host, o.Auth, o.Transport)
 	if err != nil {
 		return nil, err
 	}
+	puller, err := remote.NewPuller(options...)
+	if err != nil {
+		return nil, err
+	}
+	options = append(options, remote.Reuse(puller)) // its tokens
 	desc, err := remote.Get(ref, options...)
 	if err != nil {
 		return nil, registryError(named, err)
@@ -77,35 +101,50 @@ func (s *Store) find(ctx context.Context, named reference.Named, o PullOptions) 
 	if f.diffIDs, err = parseConfig(f.config, len(m.Layers)); err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", reference.FamiliarString(named), err)
 	}
-	f.open = func(digest string) (io.ReadCloser, error) {
-		h, err := v1.NewHash(digest)
-		if err != nil {
-			return nil, err
-		}
-		l, err := img.LayerByDigest(h)
-		if err != nil {
-			return nil, err
-		}
-		return l.Compressed()
+	f.blobs, err = s.fetcher(ctx, ref, o)
+	if err != nil {
+		return nil, registryError(named, err)
 	}
 	return f, nil
 }
 
-// target is a name in the words of the registry client.
-func (s *Store) target(ctx context.Context, named reference.Named, auth authn.Authenticator, base http.RoundTripper) (name.Reference, []remote.Option, error) {
-	var nameOptions []name.Option
-	loopback := isLoopback(reference.Domain(named))
-	if loopback {
-		nameOptions = append(nameOptions, name.Insecure)
+// fetcher shows the credentials and reads blobs.
+func (s *Store) fetcher(ctx context.Context, ref name.Reference, o PullOptions) (*fetcher, error) {
+	repo := ref.Context()
+	base, err := s.transport(repo.RegistryStr(), o.Transport)
+	if err != nil {
+		return nil, err
 	}
-	ref, err := name.ParseReference(named.String(), nameOptions...)
+	auth := o.Auth
+	if auth == nil {
+		if auth, err = authn.Resolve(ctx, authn.DefaultKeychain, repo); err != nil {
+			return nil, err
+		}
+	}
+	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, base, []string{repo.Scope(transport.PullScope)})
+	if err != nil {
+		return nil, err
+	}
+	return &fetcher{client: &http.Client{Transport: rt}, stall: s.limits.Stall,
+		base: fmt.Sprintf("%s://%s/v2/%s/blobs/", repo.Scheme(), repo.RegistryStr(), repo.RepositoryStr())}, nil
+}
+
+// target is a name in the words of the registry client.
+func (s *Store) target(ctx context.Context, named reference.Named, host string, auth authn.Authenticator, base http.RoundTripper) (name.Reference, []remote.Option, error) {
+	full := named.String()
+	if domain := reference.Domain(named); host != domain {
+		full = host + strings.TrimPrefix(full, domain)
+	}
+	ref, err := name.ParseReference(full, s.nameOptions(host)...)
 	if err != nil {
 		return nil, nil, &classed{text: "invalid reference format", class: ErrInvalid, cause: err}
 	}
-	if base == nil {
-		base = remote.DefaultTransport
+	rt, err := s.transport(host, base)
+	if err != nil {
+		return nil, nil, err
 	}
-	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(&guard{base: base, loopback: loopback}), remote.WithUserAgent("sampan")}
+	// Overloaded registries are waited for by our own transport.
+	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(rt), remote.WithUserAgent("sampan"), remote.WithRetryStatusCodes()}
 	if auth != nil {
 		options = append(options, remote.WithAuth(auth))
 	} else {
@@ -115,21 +154,28 @@ func (s *Store) target(ctx context.Context, named reference.Named, auth authn.Au
 }
 
 // guard keeps a registry from making us talk to where we shouldn't: no plain
-// HTTP, unless to this machine, and no redirect to this machine from outside.
-// It bounds manifests.
+// HTTP, unless that was allowed or it is to this machine, and no redirect to
+// this machine from outside. It bounds manifests.
 type guard struct {
-	base     http.RoundTripper
-	loopback bool // the registry is on this machine
+	host     string // of the registry
+	insecure bool   // it may use plain HTTP
+	loopback bool   // it is on this machine
+	own      http.RoundTripper
+	foreign  http.RoundTripper // to wherever it points
 }
 
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
+	base, own := g.foreign, strings.EqualFold(req.URL.Host, g.host) || strings.EqualFold(req.URL.Host, defaultHost(g.host))
+	if own {
+		base = g.own
+	}
 	switch local := isLoopback(req.URL.Host); {
 	case local && !g.loopback:
 		return nil, fmt.Errorf("registry points to this machine (%s)", req.URL.Host)
-	case !local && req.URL.Scheme != "https":
-		return nil, fmt.Errorf("%s: plain HTTP is only used for registries on this machine", req.URL.Host)
+	case !local && req.URL.Scheme != "https" && !(own && g.insecure):
+		return nil, fmt.Errorf("%s: plain HTTP is only used for registries on this machine, and those that the configuration calls insecure", req.URL.Host)
 	}
-	resp, err := g.base.RoundTrip(req)
+	resp, err := base.RoundTrip(req)
 	if err == nil && strings.Contains(req.URL.Path, "/manifests/") {
 		resp.Body = &bounded{ReadCloser: resp.Body, left: maxDocument}
 		if d, e := digest.Parse(resp.Header.Get("Docker-Content-Digest")); e == nil && req.Method == http.MethodGet && resp.StatusCode == http.StatusOK {
@@ -167,6 +213,14 @@ func (b *bounded) Read(p []byte) (int, error) {
 		return 0, fmt.Errorf("manifest of more than %d bytes", maxDocument)
 	}
 	return n, err
+}
+
+// defaultHost is where a registry is reached.
+func defaultHost(host string) string {
+	if host == "docker.io" {
+		return name.DefaultRegistry
+	}
+	return host
 }
 
 // isLoopback reports whether a host, maybe with a port, is this machine.

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -25,6 +26,9 @@ type Store struct {
 	busy   chan struct{} // holds one token per layer that is being converted
 	locks  keyLocks      // by diff ID, while a layer is being made
 
+	registries Registries
+	transports transports
+
 	mu    sync.Mutex
 	ix    *index
 	holds map[string]int // by layer name
@@ -38,11 +42,14 @@ type Limits struct {
 	LayerEntries int
 	// ArchiveSize bounds an archive that is loaded, uncompressed, in bytes.
 	ArchiveSize int64
+	// Stall is how long a registry may send nothing of a layer, before it is
+	// asked again.
+	Stall time.Duration
 }
 
 // DefaultLimits are far above what images need.
 func DefaultLimits() Limits {
-	return Limits{LayerSize: 64 << 30, LayerEntries: 2_000_000, ArchiveSize: 256 << 30}
+	return Limits{LayerSize: 64 << 30, LayerEntries: 2_000_000, ArchiveSize: 256 << 30, Stall: defaultStall}
 }
 
 const (
@@ -105,8 +112,14 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	return s, nil
 }
 
-// SetLimits changes the limits. It is called before anything else.
-func (s *Store) SetLimits(l Limits) { s.limits = l }
+// SetLimits changes the limits; those that are 0 stay. It is called before
+// anything else.
+func (s *Store) SetLimits(l Limits) {
+	s.limits = Limits{
+		LayerSize: cmp.Or(l.LayerSize, s.limits.LayerSize), LayerEntries: cmp.Or(l.LayerEntries, s.limits.LayerEntries),
+		ArchiveSize: cmp.Or(l.ArchiveSize, s.limits.ArchiveSize), Stall: cmp.Or(l.Stall, s.limits.Stall),
+	}
+}
 
 // LayersDir is the folder of the EROFS files.
 func (s *Store) LayersDir() string { return s.path("layers") }

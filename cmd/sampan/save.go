@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/moby/client"
+	"github.com/moby/moby/client/pkg/jsonmessage"
+	"github.com/moby/term"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+)
+
+func newSaveCommand(a *app) *cobra.Command {
+	var output, platform string
+	cmd := &cobra.Command{
+		Use:   "save [OPTIONS] IMAGE [IMAGE...]",
+		Short: "Save one or more images to a tar archive (streamed to STDOUT by default)",
+		Args:  argCount(1, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := platformOf(platform)
+			if err != nil {
+				return err
+			}
+			return a.save(cmd.Context(), args, output, p)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "Write to a file, instead of STDOUT")
+	cmd.Flags().StringVar(&platform, "platform", "", `Save only the given platform, "os[/arch[/variant]]"`)
+	return cmd
+}
+
+func (a *app) save(ctx context.Context, images []string, output string, p *ocispec.Platform) error {
+	if output == "" {
+		if _, is := term.GetFdInfo(a.out); is {
+			return errors.New("cowardly refusing to save to a terminal. Use the -o flag or redirect")
+		}
+	}
+	var opts []client.ImageSaveOption
+	if p != nil {
+		opts = append(opts, client.ImageSaveWithPlatforms(*p))
+	}
+	docker, err := a.docker(ctx)
+	if err != nil {
+		return err
+	}
+	res, err := docker.ImageSave(ctx, images, opts...)
+	if err != nil {
+		return err
+	}
+	defer res.Close()
+	if output == "" {
+		_, err := io.Copy(a.out, res)
+		return err
+	}
+	return writeWhole(output, res)
+}
+
+// writeWhole makes a file of what r gives: all, or no new file.
+func writeWhole(path string, r io.Reader) error {
+	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() { // a device, say
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, r)
+		return errors.Join(err, f.Close())
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".sampan-")
+	if err != nil {
+		return fmt.Errorf("failed to save image: %w", err)
+	}
+	_, err = io.Copy(f, r)
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+func newImportCommand(a *app) *cobra.Command {
+	var (
+		changes           []string
+		message, platform string
+	)
+	cmd := &cobra.Command{
+		Use:   "import [OPTIONS] file|- [REPOSITORY[:TAG]]",
+		Short: "Import the contents from a tarball to create a filesystem image",
+		Args:  argCount(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts := client.ImageImportOptions{Message: message, Changes: changes}
+			p, err := platformOf(platform)
+			if err != nil {
+				return err
+			}
+			if p != nil {
+				opts.Platform = *p
+			}
+			return a.importImage(cmd.Context(), args[0], strings.Join(args[1:], ""), opts)
+		},
+	}
+	listVar(cmd.Flags(), &changes, "change", "c", "Apply Dockerfile instruction to the created image")
+	cmd.Flags().StringVarP(&message, "message", "m", "", "Set commit message for imported image")
+	cmd.Flags().StringVar(&platform, "platform", "", `Set platform of the image, "os[/arch[/variant]]"`)
+	return cmd
+}
+
+func (a *app) importImage(ctx context.Context, source, ref string, opts client.ImageImportOptions) error {
+	from := client.ImageImportSource{SourceName: "-"}
+	switch u, err := url.Parse(source); {
+	case source == "-":
+		from.Source = io.NopCloser(a.in)
+	case err == nil && (u.Scheme == "http" || u.Scheme == "https"):
+		from.SourceName = source
+	default:
+		f, err := os.Open(source)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		from.Source = f
+	}
+	docker, err := a.docker(ctx)
+	if err != nil {
+		return err
+	}
+	res, err := docker.ImageImport(ctx, from, ref, opts)
+	if err != nil {
+		return err
+	}
+	defer res.Close()
+	return jsonmessage.DisplayStream(res, a.out)
+}
+
+func newSearchCommand(*app) *cobra.Command {
+	return &cobra.Command{
+		Use:    "search TERM",
+		Short:  "Search Docker Hub for images",
+		Hidden: true,
+		Args:   argCount(0, -1),
+		RunE: func(*cobra.Command, []string) error {
+			return errors.New("sampan search is not supported: registries have no common way to be searched")
+		},
+	}
+}
