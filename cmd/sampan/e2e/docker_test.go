@@ -169,6 +169,30 @@ func TestTerminal(t *testing.T) {
 	h.sampan(t, "rm", "-f", "main")
 }
 
+// Ctrl-C at a terminal calls off a start that waits for the machine to boot: at
+// once, with 130, and nothing is left of the container.
+func TestInterruptedBoot(t *testing.T) {
+	h := newHome(t)
+	h.load(t)
+	for _, flags := range []string{"--rm", "-it --rm"} {
+		w := newTerminal(t, h)
+		w.typ("sampan run " + flags + " busybox echo it ra''n; echo left with $?")
+		w.sees("Starting the virtual machine ...")
+		w.tmux("send-keys", "C-c")
+		w.sees("left with 130")
+		if screen := w.tmux("capture-pane", "-p"); strings.Contains(screen, "it ran") {
+			t.Errorf("the container ran:\n%s", screen)
+		}
+		if ids := h.sampan(t, "ps", "-aq"); ids != "" {
+			t.Errorf("run %s: left behind: %q", flags, ids)
+		}
+		h.sampan(t, "machine", "stop")
+	}
+	if out := h.sampan(t, "run", "--rm", "busybox", "echo", "next"); out != "next\n" {
+		t.Errorf("the next run prints %q", out)
+	}
+}
+
 // The home's mode keeps other users out even when umask would not.
 func TestHomeMode(t *testing.T) {
 	h := newHome(t)
