@@ -102,11 +102,16 @@ var errMachineEnded = errdefs.ErrUnavailable.WithMessage("the virtual machine en
 // exited turns a run's end into the container's state, calls endOutput, and
 // does what has to follow: restart or removal.
 func (e *Engine) exited(c *ctr, r *run, end ending, endOutput func()) {
+	auto := c.rec.HostConfig.AutoRemove // not modified
+	purged := false
 	if end.lost == nil {
-		// Unmounts; what is left after a failure goes with the machine.
+		// Unmounts; what is left after a failure goes with the machine. A writable
+		// layer that goes with the container goes by the same call.
 		ctx, cancel := context.WithTimeout(context.Background(), forgetTimeout)
-		if _, err := r.guest.Remove(ctx, &proto.RemoveRequest{Id: c.id}); err != nil {
+		if _, err := r.guest.Remove(ctx, &proto.RemoveRequest{Id: c.id, Purge: auto}); err != nil {
 			e.log.Warn("forget container in the guest", "id", c.id, "error", err)
+		} else {
+			purged = auto
 		}
 		cancel()
 	}
@@ -125,7 +130,9 @@ func (e *Engine) exited(c *ctr, r *run, end ending, endOutput func()) {
 		s.Status = container.StateRestarting
 		c.rec.RestartCount++
 	}
-	auto := c.rec.HostConfig.AutoRemove
+	if purged {
+		c.rec.Started = false
+	}
 	e.trySave(c)
 	c.notify(false)
 	var ctx context.Context
