@@ -5,14 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
@@ -69,6 +67,7 @@ func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.St
 		s.mu.Unlock()
 		c.first.failed(err)
 		close(c.gone)
+		go s.prepareNext()
 		if err := diskFailed(); err != nil { // which explains it
 			return nil, err
 		}
@@ -165,20 +164,25 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 		run: filepath.Join(containersRun, c.id), data: filepath.Join(containersData, c.id),
 		ephemeral: req.Ephemeral,
 	}
-	conns, err := s.prepare(ctx, root, spec, req, &undo)
-	if err != nil {
-		return 0, err
-	}
 	stdio, err := newStdio(req.Streams, req.Size)
 	if err != nil {
 		return 0, err
 	}
 	undo.add(stdio.closeOurs)
+	streams := s.cfg.Streams.await(ctx, req.Id, "", streamNames(req.Streams))
+	undo.add(streams.close)
 	cfg := runtime.Config{
 		ID: c.id, Spec: spec, Rootfs: root.root(), Init: req.Init,
+		Prepare: func() error {
+			if err := root.mount(); err != nil {
+				return err
+			}
+			undo.add(func() { s.logError(root.unmount()) })
+			return s.resolveMounts(root, spec, req.Files)
+		},
 	}
 	if len(req.Endpoints) > 0 {
-		cfg.NetNS = func(pid int) error { return s.network.Join(pid, req.Endpoints) }
+		cfg.NetNS = func(pid int) error { return s.join(pid, req.Endpoints) }
 	}
 	ctr, err := s.cfg.Runtime.Create(ctx, cfg, stdio.child)
 	stdio.closeChild()
@@ -191,6 +195,10 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 		if err := stdio.terminal(p.Console); err != nil {
 			return 0, err
 		}
+	}
+	conns, err := streams.wait()
+	if err != nil {
+		return 0, err
 	}
 	if err := p.Start(); err != nil {
 		return 0, err
@@ -227,43 +235,13 @@ func parseSpec(req *proto.StartRequest) (*specs.Spec, error) {
 	return spec, nil
 }
 
-// prepare does side by side what needs no process yet: the root and its
-// mounts, the bridges, the wait for the host's streams.
-func (s *Service) prepare(ctx context.Context, root *rootfs, spec *specs.Spec, req *proto.StartRequest, undo *undo) (map[string]net.Conn, error) {
-	var conns map[string]net.Conn
-	mounted := false
-	eg, gctx := errgroup.WithContext(ctx)
-	eg.Go(func() (err error) {
-		conns, err = s.cfg.Streams.take(gctx, req.Id, "", streamNames(req.Streams))
+// join gives a process its network. The first one waits for the firewall, which
+// may still be on its way.
+func (s *Service) join(pid int, endpoints []*proto.Endpoint) error {
+	if err := s.later(); err != nil {
 		return err
-	})
-	eg.Go(func() error {
-		if err := root.mount(); err != nil {
-			return err
-		}
-		mounted = true
-		return s.resolveMounts(root, spec, req.Files)
-	})
-	eg.Go(func() error {
-		if len(req.Endpoints) == 0 {
-			return nil
-		}
-		if err := s.later(); err != nil {
-			return err
-		}
-		for _, e := range req.Endpoints {
-			if err := s.network.Prepare(e); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	err := eg.Wait()
-	undo.add(func() { closeAll(conns) })
-	if mounted {
-		undo.add(func() { s.logError(root.unmount()) })
 	}
-	return conns, err
+	return s.network.Join(pid, endpoints)
 }
 
 // watch waits for the end of a container and takes it down.

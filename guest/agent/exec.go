@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -64,34 +63,21 @@ func (s *Service) exec(ctx context.Context, launch launcher, req *proto.ExecRequ
 			undo.run()
 		}
 	}()
-	var conns map[string]net.Conn
-	taken := make(chan error, 1)
-	tctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() {
-		var err error
-		conns, err = s.cfg.Streams.take(tctx, req.Container, req.Exec, streamNames(req.Streams))
-		taken <- err
-	}()
+	streams := s.cfg.Streams.await(ctx, req.Container, req.Exec, streamNames(req.Streams))
+	undo.add(streams.close)
 	stdio, err := newStdio(req.Streams, req.Size)
 	if err != nil {
-		cancel()
-		<-taken
-		closeAll(conns)
 		return 0, err
 	}
 	undo.add(stdio.closeOurs)
 	h, start, kill, err := launch(ctx, spec, stdio)
 	defer stdio.closeChild()
 	if err != nil {
-		cancel()
-	}
-	if terr := <-taken; err == nil && terr != nil {
-		err = errors.Join(terr, kill())
-	}
-	undo.add(func() { closeAll(conns) })
-	if err != nil {
 		return 0, err
+	}
+	conns, err := streams.wait()
+	if err != nil {
+		return 0, errors.Join(err, kill())
 	}
 	if err := start(); err != nil {
 		return 0, err

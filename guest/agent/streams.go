@@ -134,6 +134,39 @@ func (t *Streams) take(ctx context.Context, container, exec string, names []stri
 	return conns, nil
 }
 
+// coming are streams that the host is opening while something else is done.
+type coming struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	conns  map[string]net.Conn
+	err    error
+}
+
+// await is take in a goroutine, which ends with what wait or close returns.
+func (t *Streams) await(ctx context.Context, container, exec string, names []string) *coming {
+	ctx, cancel := context.WithCancel(ctx)
+	c := &coming{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		c.conns, c.err = t.take(ctx, container, exec, names)
+	}()
+	return c
+}
+
+// wait returns what take has.
+func (c *coming) wait() (map[string]net.Conn, error) {
+	<-c.done
+	c.cancel()
+	return c.conns, c.err
+}
+
+// close gives up, and closes what has come.
+func (c *coming) close() {
+	c.cancel()
+	<-c.done
+	closeAll(c.conns)
+}
+
 func (t *Streams) takeOne(ctx context.Context, k streamKey) (net.Conn, error) {
 	t.mu.Lock()
 	if p, ok := t.pending[k]; ok {

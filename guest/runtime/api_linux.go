@@ -30,10 +30,15 @@ type Config struct {
 	// Rootfs is the mounted root. Required. The caller unmounts it, after
 	// Destroy.
 	Rootfs string
-	// NetNS is called once in Create, while the first process waits: its
-	// network namespace, /proc/PID/ns/net, is new and its loopback interface
-	// is up. Optional; not called when the spec has no network namespace or
-	// joins one by path.
+	// Prepare is called once in Create: it mounts Rootfs, and completes what the
+	// spec says of the mounts and the process. Optional.
+	Prepare func() error
+	// NetNS is called in Create, in a goroutine beside Prepare and the making of
+	// the root, with the first process, whose network namespace,
+	// /proc/PID/ns/net, is new; its loopback interface is brought up by the
+	// process. It is called again when that process dies before it has become
+	// the container's. Optional; not called when the spec has no network
+	// namespace or joins one by path.
 	NetNS func(pid int) error
 	// Init runs the process under a small init that forwards signals and
 	// reaps (docker run --init).

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -29,26 +30,28 @@ type Container struct {
 // Names that are missing or wrong in the image (user, working directory) are
 // errors here; a missing executable is one of Start.
 func (r *Runtime) Create(ctx context.Context, cfg Config, stdio Stdio) (*Container, error) {
+	if cfg.Spec == nil || cfg.Spec.Process == nil || cfg.Spec.Linux == nil {
+		return nil, fmt.Errorf("container %s: spec without process or linux", cfg.ID)
+	}
 	c := &Container{r: r, id: cfg.ID, rootfs: cfg.Rootfs, spec: cfg.Spec}
-	var extra descriptors
-	defer extra.close()
-	plan, flags, err := r.createPlan(cfg, stdio, &extra)
-	if err != nil {
-		return nil, fmt.Errorf("container %s: %w", cfg.ID, err)
-	}
-	settings, err := cgroupSettings(cfg.Spec.Linux.Resources)
-	if err != nil {
-		return nil, fmt.Errorf("container %s: %w", cfg.ID, err)
-	}
-	s, err := r.shellFor(flags, func(s *stage) error { return s.give(plan, stdio, extra.files) })
+	s, network, err := r.createShell(cfg, stdio)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", cfg.ID, err)
 	}
 	c.cgroup = s.cgroup
 	c.first = &Process{r: r, stage: s.stage, child: s.stage.child, cgroup: s.cgroup}
-	err = s.cgroup.configure(settings, &r.devices, cfg.Spec.Linux.Resources)
+	settings, err := cgroupSettings(cfg.Spec.Linux.Resources)
 	if err == nil {
-		err = c.first.create(ctx, cfg, flags)
+		err = s.cgroup.configure(settings, &r.devices, cfg.Spec.Linux.Resources)
+	}
+	if netErr := network(); err == nil && netErr != nil {
+		err = fmt.Errorf("set up network: %w", netErr)
+		if s.stage.ended() {
+			err = c.first.ready() // why there was no process to give a network
+		}
+	}
+	if err == nil {
+		err = c.first.create(ctx)
 	}
 	if err != nil {
 		s.stage.kill()
@@ -59,15 +62,61 @@ func (r *Runtime) Create(ctx context.Context, cfg Config, stdio Stdio) (*Contain
 	return c, nil
 }
 
+// createShell is a stage 2 that was given its plan, with what waits for its
+// network. What can be done beside each other is: the network needs nothing but
+// the process, the plan needs the root.
+func (r *Runtime) createShell(cfg Config, stdio Stdio) (s *shell, network func() error, err error) {
+	var extra descriptors
+	defer extra.close()
+	plan := &stage2.Plan{Root: new(stage2.Root)}
+	flags, err := namespacePlan(cfg.Spec.Linux.Namespaces, plan, &extra)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, reserved, err := r.shellFor(flags)
+	if err != nil {
+		return nil, nil, err
+	}
+	network = cfg.network(s, flags)
+	if cfg.Prepare != nil {
+		err = cfg.Prepare()
+	}
+	if err == nil {
+		err = r.createPlan(plan, cfg, stdio, &extra)
+	}
+	if err != nil {
+		_ = network() // of no interest without a container
+		return nil, nil, errors.Join(err, s.discard())
+	}
+	give := func(s *stage) error { return s.give(plan, stdio, extra.files) }
+	given, err := r.given(s, reserved, flags, give)
+	if given != s {
+		_ = network() // failed with the process
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if given != s {
+		network = cfg.network(given, flags)
+	}
+	return given, network, nil
+}
+
+// network begins to set up a process's network. The result waits for the end of
+// that; it may be called often.
+func (cfg Config) network(s *shell, flags uintptr) func() error {
+	if cfg.NetNS == nil || flags&unix.CLONE_NEWNET == 0 {
+		return func() error { return nil }
+	}
+	wait := sync.OnceValue(func() error { return cfg.NetNS(s.stage.child.pid) })
+	go wait()
+	return wait
+}
+
 // create sees stage 2 through the making of the container, until it's ready.
-func (p *Process) create(ctx context.Context, cfg Config, flags uintptr) error {
+func (p *Process) create(ctx context.Context) error {
 	stop := p.stage.during(ctx)
 	defer stop()
-	if cfg.NetNS != nil && flags&unix.CLONE_NEWNET != 0 {
-		if err := cfg.NetNS(p.child.pid); err != nil {
-			return fmt.Errorf("set up network: %w", err)
-		}
-	}
 	err := p.stage.send("network")
 	if err == nil || ctx.Err() != nil {
 		err = p.ready()
@@ -80,38 +129,31 @@ func (p *Process) create(ctx context.Context, cfg Config, flags uintptr) error {
 	return nil
 }
 
-// createPlan is what stage 2 does for a new container, with the flags to clone
-// it with. What the plan names is added to extra.
-func (r *Runtime) createPlan(cfg Config, stdio Stdio, extra *descriptors) (plan *stage2.Plan, flags uintptr, err error) {
+// createPlan completes the plan of what stage 2 does for a new container. What
+// it names is added to extra.
+func (r *Runtime) createPlan(plan *stage2.Plan, cfg Config, stdio Stdio, extra *descriptors) error {
 	spec := cfg.Spec
-	if spec == nil || spec.Process == nil || spec.Linux == nil {
-		return nil, 0, errors.New("spec without process or linux")
-	}
-	plan = new(stage2.Plan)
-	if plan.Root, err = rootPlan(spec); err != nil {
-		return nil, 0, err
+	if err := rootPlan(plan.Root, spec); err != nil {
+		return err
 	}
 	if err := openTrees(plan.Root, cfg.Rootfs, extra); err != nil {
-		return nil, 0, err
+		return err
 	}
 	files, err := readUserFiles(cfg.Rootfs)
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
 	if plan.Process, err = r.process(spec.Process, spec.Linux.Seccomp, files, stdio); err != nil {
-		return nil, 0, err
-	}
-	if flags, err = namespacePlan(spec.Linux.Namespaces, plan, extra); err != nil {
-		return nil, 0, err
+		return err
 	}
 	if cfg.Init {
 		f, err := os.Open(r.opts.Stage2)
 		if err != nil {
-			return nil, 0, err
+			return err
 		}
 		plan.Process.InitFD = extra.add(f)
 	}
-	return plan, flags, nil
+	return nil
 }
 
 // openTrees opens what comes from the outside: the root and the binds' sources.

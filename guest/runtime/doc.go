@@ -7,8 +7,8 @@
 //
 //	agent (PID 1)              stage 2                           container
 //	  Create ── clone3 ────────► new namespaces, cgroup
+//	  Prepare, NetNS(pid)
 //	     │ ─────── plan ───────► mounts, pivot
-//	  NetNS(pid)
 //	     │ ────── network ─────► sysctls
 //	     │ ◄─────── ready ─────
 //	  Start ───── start ───────► rlimits … seccomp ── execve ──► process

@@ -41,7 +41,10 @@ func (c *Container) Exec(ctx context.Context, spec *specs.Process, stdio Stdio) 
 	if plan.Process, err = c.r.process(spec, c.spec.Linux.Seccomp, files, stdio); err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.id, err)
 	}
-	sh, err := c.r.shellFor(0, func(s *stage) error { return s.give(plan, stdio, extra.files) })
+	sh, reserved, err := c.r.shellFor(0)
+	if err == nil {
+		sh, err = c.r.given(sh, reserved, 0, func(s *stage) error { return s.give(plan, stdio, extra.files) })
+	}
 	if err != nil {
 		return nil, err
 	}

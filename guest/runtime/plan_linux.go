@@ -12,28 +12,24 @@ import (
 	"sampan/guest/runtime/stage2"
 )
 
-// rootPlan is the container's root as the spec asks for it.
-func rootPlan(spec *specs.Spec) (*stage2.Root, error) {
+// rootPlan completes the plan of the container's root as the spec asks for it.
+func rootPlan(root *stage2.Root, spec *specs.Spec) error {
 	linux := spec.Linux
-	root := &stage2.Root{
-		ReadOnly:  spec.Root != nil && spec.Root.Readonly,
-		Hostname:  spec.Hostname,
-		Domain:    spec.Domainname,
-		Masked:    linux.MaskedPaths,
-		ReadPaths: linux.ReadonlyPaths,
-		DevLinks:  true,
-	}
+	root.ReadOnly = spec.Root != nil && spec.Root.Readonly
+	root.Hostname, root.Domain = spec.Hostname, spec.Domainname
+	root.Masked, root.ReadPaths = linux.MaskedPaths, linux.ReadonlyPaths
+	root.DevLinks = true
 	if p := linux.RootfsPropagation; p != "" {
 		flag, ok := propagations[p]
 		if !ok {
-			return nil, fmt.Errorf("root propagation %q: unknown", p)
+			return fmt.Errorf("root propagation %q: unknown", p)
 		}
 		root.Propagation = flag.flag
 	}
 	for _, m := range spec.Mounts {
 		mount, err := mountPlan(m)
 		if err != nil {
-			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
+			return fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
 		if mount.Type == "" && path.Clean(mount.Dest) == "/dev" {
 			root.DevLinks = false // somebody else's /dev: leave it alone
@@ -43,7 +39,7 @@ func rootPlan(spec *specs.Spec) (*stage2.Root, error) {
 	for _, d := range linux.Devices {
 		device, err := devicePlan(d)
 		if err != nil {
-			return nil, fmt.Errorf("device %s: %w", d.Path, err)
+			return fmt.Errorf("device %s: %w", d.Path, err)
 		}
 		root.Devices = append(root.Devices, device)
 	}
@@ -55,7 +51,7 @@ func rootPlan(spec *specs.Spec) (*stage2.Root, error) {
 		}
 		root.Sysctls = append(root.Sysctls, stage2.Sysctl{Path: file, Value: linux.Sysctl[key]})
 	}
-	return root, nil
+	return nil
 }
 
 // device types of the spec, to the mode's bits.

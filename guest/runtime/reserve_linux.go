@@ -117,10 +117,8 @@ func (r *Runtime) Reserve() error {
 // Close ends what is in reserve, for good.
 func (r *Runtime) Close() error { return errors.Join(r.creates.close(), r.execs.close()) }
 
-// shellFor returns a shell that was given its plan: the one in reserve, or a
-// new one.
-func (r *Runtime) shellFor(flags uintptr, give func(*stage) error) (*shell, error) {
-	var s *shell
+// shellFor returns the shell in reserve, or a new one.
+func (r *Runtime) shellFor(flags uintptr) (s *shell, reserved bool, err error) {
 	switch flags {
 	case 0:
 		s = r.execs.take()
@@ -128,19 +126,24 @@ func (r *Runtime) shellFor(flags uintptr, give func(*stage) error) (*shell, erro
 		s = r.creates.take()
 	}
 	if s != nil {
-		if give(s.stage) == nil {
-			return s, nil
-		}
-		if err := s.discard(); err != nil { // it has been killed
-			return nil, err
-		}
+		return s, true, nil
 	}
-	s, err := r.newShell(flags)
-	if err != nil {
+	s, err = r.newShell(flags)
+	return s, false, err
+}
+
+// given gives a shell its plan. One from the reserve that somebody has killed is
+// replaced by a new one. After an error none is left.
+func (r *Runtime) given(s *shell, reserved bool, flags uintptr, give func(*stage) error) (*shell, error) {
+	err := give(s.stage)
+	if err == nil {
+		return s, nil
+	}
+	if derr := s.discard(); derr != nil || !reserved {
+		return nil, errors.Join(err, derr)
+	}
+	if s, err = r.newShell(flags); err != nil {
 		return nil, err
 	}
-	if err := give(s.stage); err != nil {
-		return nil, errors.Join(err, s.discard())
-	}
-	return s, nil
+	return r.given(s, false, flags, give)
 }
