@@ -55,7 +55,9 @@ func main() {
 // run boots and serves the host until it wants the machine turned off (nil),
 // or is gone.
 func run(log *slog.Logger) error {
-	debug.SetGCPercent(50) // memory is dearer than time here
+	// The smallest heap, 6 MiB, does for some ten starts. A collection takes 15 ms
+	// under emulation, which came to a fifth of a start with a third of that.
+	debug.SetGCPercent(150)
 	guest, err := boot.Run(log)
 	if err != nil {
 		return err
