@@ -18,7 +18,17 @@ const (
 	StreamDial = "dial"
 	// StreamArchive carries a tar to or from a container.
 	StreamArchive = "archive"
+	// StreamListeners tells which ports processes of the guest's own network
+	// namespace listen on: a Listeners as a line of JSON at once and after each
+	// change, until the host ends the stream.
+	StreamListeners = "listeners"
 )
+
+// Listeners are the ports that can be connected to by the guest's loopback, in
+// order.
+type Listeners struct {
+	TCP []uint16 `json:"tcp"`
+}
 
 // DialOK is the agent's first byte on a StreamDial that is connected. The host
 // may send before it has come.

@@ -82,7 +82,7 @@ func (g *guest) finish(id string, stdout, stderr io.Reader) (out, errs string, c
 
 // TestContainer runs containers from EROFS layers in a real machine.
 func TestContainer(t *testing.T) {
-	host, err := network.New(slog.New(slog.DiscardHandler))
+	host, err := network.New(network.Config{Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

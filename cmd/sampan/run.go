@@ -23,6 +23,10 @@ func newRunCommand(a *app) *cobra.Command {
 		Args:  argCount(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runError(cmd, func() error {
+				var err error
+				if f.env, err = a.proxies(f.env); err != nil {
+					return err
+				}
 				req, err := f.request(args, os.LookupEnv)
 				if err != nil {
 					return err

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,6 +18,7 @@ import (
 // config is $SAMPAN_HOME/config.toml. Every field is optional.
 type config struct {
 	Machine machineConfig `toml:"machine"`
+	Network networkConfig `toml:"network"`
 	Images  imagesConfig  `toml:"images"`
 	// Registries by HOST or HOST:PORT.
 	Registries map[string]registryConfig `toml:"registries"`
@@ -60,6 +62,15 @@ type machineConfig struct {
 	Accelerator string `toml:"accelerator"`
 }
 
+type networkConfig struct {
+	// Uplink is the subnet between host and guest, an IPv4 /24; by default one
+	// that the host has no route to.
+	Uplink netip.Prefix `toml:"uplink"`
+	// Mirror says that what containers of --network host listen on is there on
+	// the host's loopback too.
+	Mirror bool `toml:"mirror"`
+}
+
 type size int64
 
 func (s *size) UnmarshalText(b []byte) error {
@@ -84,7 +95,7 @@ func readConfig(path string) (config, error) {
 		Memory: 2 << 30,
 		Disk:   64 << 30,
 		Idle:   duration(5 * time.Minute),
-	}}
+	}, Network: networkConfig{Mirror: true}}
 	meta, err := toml.DecodeFile(path, &c)
 	if errors.Is(err, os.ErrNotExist) {
 		return c, nil
@@ -109,6 +120,9 @@ func readConfig(path string) (config, error) {
 	}
 	if err := c.registries("").Validate(); err != nil {
 		return c, fmt.Errorf("%s: %w", path, err)
+	}
+	if u := c.Network.Uplink; u.IsValid() && (!u.Addr().Is4() || u.Bits() != 24) {
+		return c, fmt.Errorf("%s: network.uplink is %s: want an IPv4 /24", path, u)
 	}
 	switch m.Accelerator {
 	case "", "auto", "kvm", "tcg":

@@ -107,7 +107,7 @@ func assemble(h *home, log *slog.Logger) (*parts, error) {
 	}
 	p.layers = closer
 	tree := share.NewTree(share.Options{Forbidden: []string{h.dir}, Log: log})
-	virtual, err := network.New(log)
+	virtual, err := network.New(network.Config{Subnet: cfg.Network.Uplink, Log: log})
 	if err != nil {
 		return nil, err
 	}
@@ -132,8 +132,10 @@ func assemble(h *home, log *slog.Logger) (*parts, error) {
 		Image:       p.image,
 		HoldLayers:  p.images.Hold,
 		Export:      func(path string, ro bool) (engine.Export, error) { return exportOf(tree, path, ro) },
-		DNS:         []netip.Addr{netip.MustParseAddr(network.Gateway)},
-		HostGateway: netip.MustParseAddr(network.HostLoopback),
+		DNS:         []netip.Addr{virtual.Gateway()},
+		HostGateway: virtual.HostLoopback(),
+		Warnings:    virtual.Warnings,
+		NoMirror:    !cfg.Network.Mirror,
 		Arch:        runtime.GOARCH,
 		Log:         log,
 	})

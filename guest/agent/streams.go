@@ -75,6 +75,10 @@ func (t *Streams) serve(conn net.Conn) {
 		if err := dial(conn, h.Network, h.Address); err != nil {
 			t.log.Warn("stream: " + err.Error())
 		}
+	case proto.StreamListeners:
+		if err := listeners(conn); err != nil {
+			t.log.Warn("stream: " + err.Error())
+		}
 	default:
 		t.log.Warn("stream of unknown kind", "kind", h.Kind)
 		conn.Close()

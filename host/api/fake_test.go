@@ -125,6 +125,8 @@ var errGone = errors.New("connection closed: the guest is gone")
 
 func (g *fakeGuest) Dial(context.Context, string, string) (net.Conn, error) { return nil, errGone }
 
+func (g *fakeGuest) Listeners(context.Context) (net.Conn, error) { return nil, errGone }
+
 func (g *fakeGuest) Archive(context.Context, string, string) (net.Conn, error) { return nil, errGone }
 
 // proc finds or makes a process: streams and the call come in any order.

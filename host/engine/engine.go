@@ -35,6 +35,9 @@ type Guest interface {
 	Archive(ctx context.Context, container, transfer string) (net.Conn, error)
 	// Dial opens a network connection from within the guest.
 	Dial(ctx context.Context, network, address string) (net.Conn, error)
+	// Listeners opens the stream of the ports that the guest's own network
+	// namespace listens on (proto.StreamListeners).
+	Listeners(ctx context.Context) (net.Conn, error)
 	// Done is closed when the session has ended.
 	Done() <-chan struct{}
 }
@@ -84,6 +87,11 @@ type Config struct {
 	// HostGateway is the address of this host as containers see it: what
 	// --add-host NAME:host-gateway means.
 	HostGateway netip.Addr
+	// NoMirror keeps the ports of containers in the host's network from being
+	// there on the host's loopback. Optional.
+	NoMirror bool
+	// Warnings tell what outside the engine doesn't work. Optional.
+	Warnings func() []string
 	// Arch of the guest, as GOARCH.
 	Arch string
 	Log  *slog.Logger
@@ -99,6 +107,7 @@ type Engine struct {
 	purges  *purgeList
 	ipam    *ipam
 	ports   *network.Ports
+	mirror  mirror
 	// stopping says that the machine is being stopped on request: restart
 	// policies wait.
 	stopping atomic.Bool

@@ -80,6 +80,10 @@ func (s *state) inspect() *container.State {
 // work at present.
 func (e *Engine) MachineStatus(ctx context.Context) machine.Status {
 	s := e.machine.Status(ctx)
+	if e.cfg.Warnings != nil {
+		s.Warnings = append(s.Warnings, e.cfg.Warnings()...)
+	}
+	s.Warnings = append(s.Warnings, e.mirror.warnings()...)
 	for _, f := range e.ports.Failing() {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("port %s/%s of %s does not work since %s: %v",
 			f.Addr, f.Proto, e.describe(f.Owner), f.Since.Format(time.TimeOnly), f.Err))

@@ -101,6 +101,9 @@ func (e *Engine) publish(rec *record, r *run, port apinet.Port, b apinet.PortBin
 
 // describe names the owner of a port.
 func (e *Engine) describe(id string) string {
+	if id == mirrorOwner {
+		return "a container in the host's network"
+	}
 	c, err := e.find(id)
 	if err != nil {
 		return "a container that is being removed"

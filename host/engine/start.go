@@ -35,6 +35,8 @@ type run struct {
 	bound   apinet.PortMap
 	started time.Time
 	ended   chan struct{} // closed when the container's state says so
+	// unmirror is called at the end of a run in the host's network; else nil.
+	unmirror func()
 	// signals is held while a signal is sent and told of: its event precedes
 	// that of the end.
 	signals sync.Mutex
@@ -142,6 +144,9 @@ func (e *Engine) begin(ctx context.Context, c *ctr, h *hub) (err error) {
 		}
 		return err
 	}
+	if rec.HostConfig.NetworkMode.IsHost() && !e.cfg.NoMirror {
+		r.unmirror = e.mirrorPorts(r.guest)
+	}
 	r.started = time.Now().UTC()
 	c.mu.Lock()
 	c.run, c.log = r, log
@@ -229,6 +234,9 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 func (e *Engine) free(r *run) {
 	for _, p := range r.ports {
 		p.Close()
+	}
+	if r.unmirror != nil {
+		r.unmirror()
 	}
 	if r.ip.IsValid() {
 		e.ipam.release(r.ip)

@@ -68,6 +68,11 @@ func (g *Guest) Dial(ctx context.Context, network, address string) (net.Conn, er
 	return &dialed{Conn: conn, address: address}, nil
 }
 
+// Listeners opens the stream of the guest's own listening ports.
+func (g *Guest) Listeners(ctx context.Context) (net.Conn, error) {
+	return g.open(ctx, proto.StreamHeader{Kind: proto.StreamListeners})
+}
+
 // dialed takes proto.DialOK from the front of a stream.
 type dialed struct {
 	net.Conn

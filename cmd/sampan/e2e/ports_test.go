@@ -320,6 +320,35 @@ func TestPortsShown(t *testing.T) {
 	h.sampan(t, "run", "--rm", "-p", at(0)+":80", "busybox", "true")
 }
 
+// What a container in the host's network listens on is there on the host's
+// loopback, as long as it listens; what can't be is told.
+func TestHostNetwork(t *testing.T) {
+	h := newHome(t)
+	h.load(t)
+	base := freeRange(t, 2)
+	busy, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	h.sampan(t, "run", "-d", "--name", "one", "--network", "host", "busybox", "httpd", "-f", "-p", fmt.Sprint(base), "-h", "/etc")
+	h.must(t, "docker", "run", "-d", "--name", "two", "--network", "host", "busybox", "httpd", "-f", "-p", fmt.Sprint(base+1), "-h", "/etc")
+	url := fmt.Sprintf("http://127.0.0.1:%d/passwd", base)
+	eventually(t, 10*time.Second, "the port is there", func() bool { _, err := get(url); return err == nil })
+	eventually(t, 10*time.Second, "the other is told of", func() bool {
+		return strings.Contains(h.sampan(t, "machine", "status"), fmt.Sprintf("port %d of the host's network is not mirrored: failed to bind host port 127.0.0.1:%d/tcp: address already in use by process", base+1, base+1))
+	})
+	h.sampan(t, "stop", "-t", "0", "one")
+	eventually(t, 10*time.Second, "the port is gone", func() bool {
+		_, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", base))
+		return errors.Is(err, syscall.ECONNREFUSED)
+	})
+	h.sampan(t, "rm", "-f", "one", "two")
+	if out := h.sampan(t, "machine", "status"); strings.Contains(out, "Warning") {
+		t.Errorf("after the end: %s", out)
+	}
+}
+
 func sorted(s string) string {
 	lines := strings.Split(strings.TrimSpace(s), "\n")
 	slices.Sort(lines)

@@ -7,6 +7,9 @@
 //	7003  resets the connection after the first byte
 //	7004  prints how the connection ends: "eof" or "reset"
 //	7005  sends back the first 28 bytes, in hex
+//
+// "peer dns" is a name server beside it: every name's address is 192.0.2.7, and
+// there is more TXT than a datagram holds. "peer txt NAME" asks for that.
 package main
 
 import (
@@ -24,6 +27,13 @@ import (
 )
 
 func main() {
+	switch {
+	case len(os.Args) == 2 && os.Args[1] == "dns":
+		go dns()
+	case len(os.Args) == 3 && os.Args[1] == "txt":
+		txt(os.Args[2])
+		return
+	}
 	for port, serve := range map[int]func(*net.TCPConn){
 		7000: echo, 7001: source, 7002: sink, 7003: reset, 7004: end, 7005: head,
 	} {

@@ -1,0 +1,67 @@
+package agent
+
+import (
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"sampan/proto"
+)
+
+func TestListening(t *testing.T) {
+	table := filepath.Join(t.TempDir(), "tcp")
+	if err := os.WriteFile(table, []byte(`  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1
+   1: 0100007F:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 2
+   2: 010011AC:0035 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 3
+   3: 0100007F:0051 0100007F:0050 01 00000000:00000000 00:00000000 00000000     0        0 4
+   4: 00000000000000000000000000000000:1F90 00000000000000000000000000000000:0000 0A 0 0 0 0
+   5: 00000000000000000000000001000000:1F91 00000000000000000000000000000000:0000 0A 0 0 0 0
+`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := listening(table); err != nil || !slices.Equal(got, []uint16{80, 8080}) {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// The host is told at once, and of each change.
+func TestListeners(t *testing.T) {
+	conn, host := sockets(t)
+	host.SetDeadline(time.Now().Add(10 * time.Second))
+	ended := make(chan error, 1)
+	go func() { ended <- listeners(conn) }()
+	dec := json.NewDecoder(host)
+	has := func(port int) bool {
+		t.Helper()
+		var l proto.Listeners
+		if err := dec.Decode(&l); err != nil {
+			t.Fatal(err)
+		}
+		return slices.Contains(l.TCP, uint16(port))
+	}
+	has(0)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := ln.Addr().(*net.TCPAddr).Port
+	for !has(port) { // others come and go
+	}
+	ln.Close()
+	for has(port) {
+	}
+	host.Close()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("goes on after its stream's end")
+	}
+}

@@ -1,0 +1,336 @@
+package network
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+)
+
+// card is a machine's end of the network.
+type card struct {
+	net.Conn
+	t     *testing.T
+	n     *Network
+	ident uint16 // of its pings
+}
+
+func attach(t *testing.T, n *Network) card {
+	t.Helper()
+	nic, uplink, detach, err := n.Attach()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if uplink.Gateway != n.Gateway().String() || uplink.Mac != nic.MAC.String() {
+		t.Errorf("uplink %v", uplink)
+	}
+	c, err := net.FileConn(nic.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nic.File.Close()
+	t.Cleanup(func() { detach(); detach(); c.Close() })
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	return card{c, t, n, 4711}
+}
+
+// The card carries frames: an ARP request for the gateway is answered.
+func TestAttach(t *testing.T) {
+	n := newNetwork(t)
+	for range 2 { // one machine after the other
+		c := attach(t, n)
+		mac, _ := net.ParseMAC(guestMAC)
+		frame := append(append(bytes.Repeat([]byte{0xff}, 6), mac...), 8, 6, // broadcast, ARP
+			0, 1, 8, 0, 6, 4, 0, 1) // Ethernet, IPv4, request
+		frame = append(append(frame, mac...), n.host(2).AsSlice()...)
+		frame = append(append(frame, make([]byte, 6)...), n.Gateway().AsSlice()...)
+		if _, err := c.Write(frame); err != nil {
+			t.Fatal(err)
+		}
+		answer := make([]byte, 2000)
+		l, err := c.Read(answer)
+		if err != nil || l < 42 || !bytes.Equal(answer[:6], mac) || answer[21] != 2 {
+			t.Errorf("answer %x, %v", answer[:l], err)
+		}
+	}
+}
+
+func newNetwork(t *testing.T) *Network {
+	t.Helper()
+	n, err := New(Config{Subnet: subnets[0], Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// ping sends an echo request.
+func (c card) ping(to netip.Addr, seq uint16) {
+	c.t.Helper()
+	h := header.ICMPv4(make([]byte, header.ICMPv4MinimumSize+56))
+	h.SetType(header.ICMPv4Echo)
+	h.SetIdent(c.ident)
+	h.SetSequence(seq)
+	h.SetChecksum(^checksum.Checksum(h, 0))
+	gw, _ := net.ParseMAC(gatewayMAC)
+	mac, _ := net.ParseMAC(guestMAC)
+	frame := append(append(gw, mac...), 8, 0)
+	if _, err := c.Write(append(frame, packet(c.n.host(2), to, h)...)); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// icmp waits for an ICMP message; a neighbour's ARP requests are answered.
+func (c card) icmp() (from netip.Addr, h header.ICMPv4) {
+	c.t.Helper()
+	mac, _ := net.ParseMAC(guestMAC)
+	for {
+		b := make([]byte, 2000)
+		n, err := c.Read(b)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if b = b[:n]; b[12] == 8 && b[13] == 6 && b[21] == 1 {
+			answer := append(append(slices.Clone(b[6:12]), mac...), b[12:20]...)
+			answer = append(append(answer, 0, 2), mac...)
+			answer = append(append(append(answer, b[38:42]...), b[22:28]...), b[28:32]...)
+			c.Write(answer)
+			continue
+		}
+		ip := header.IPv4(b[14:])
+		if ip.TransportProtocol() == header.ICMPv4ProtocolNumber {
+			return netip.AddrFrom4(ip.SourceAddress().As4()), header.ICMPv4(ip.Payload())
+		}
+	}
+}
+
+func TestSubnet(t *testing.T) {
+	route := netip.MustParsePrefix
+	for _, c := range []struct {
+		routes []netip.Prefix
+		want   netip.Prefix
+	}{
+		{nil, subnets[0]},
+		{[]netip.Prefix{route("0.0.0.0/0"), route("10.0.0.0/8")}, subnets[0]},
+		{[]netip.Prefix{route("192.168.0.0/16")}, subnets[2]},
+		{[]netip.Prefix{route("192.168.127.9/32"), route("192.168.224.0/20"), route("172.16.0.0/12")}, subnets[3]},
+		{[]netip.Prefix{route("0.0.0.0/1"), route("128.0.0.0/1")}, subnets[0]}, // a VPN takes all there is
+	} {
+		if got := firstFree(subnets, c.routes); got != c.want {
+			t.Errorf("with %v: %s, want %s", c.routes, got, c.want)
+		}
+	}
+	if _, err := New(Config{Subnet: route("10.0.0.0/8"), Log: slog.New(slog.DiscardHandler)}); err == nil {
+		t.Error("a /8 is taken")
+	}
+	n, err := New(Config{Subnet: route("10.1.2.3/24"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil || n.Gateway().String() != "10.1.2.1" || n.HostLoopback().String() != "10.1.2.254" {
+		t.Errorf("%+v, %v", n, err)
+	}
+}
+
+// upstream is a name server of the host: it answers every A question with
+// 192.0.2.7, AAAA with an alias and an address, TXT with much, and "nx." with no.
+func upstream(t *testing.T) netip.AddrPort {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	pc, err := net.ListenPacket("udp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { pc.Close() })
+	go func() {
+		for b := make([]byte, 1<<16); ; {
+			n, from, err := pc.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			wrong := upstreamAnswer(b[:n], 512)
+			wrong[0]++ // a forged one comes first
+			pc.WriteTo(wrong, from)
+			pc.WriteTo(upstreamAnswer(b[:n], 512), from)
+		}
+	}()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			if q, err := readMessage(c); err == nil {
+				writeMessage(c, upstreamAnswer(q, 1<<16))
+			}
+			c.Close()
+		}
+	}()
+	return ln.Addr().(*net.TCPAddr).AddrPort()
+}
+
+func upstreamAnswer(query []byte, room int) []byte {
+	var m dnsmessage.Message
+	if m.Unpack(query) != nil {
+		return nil
+	}
+	q := m.Questions[0]
+	head := dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}
+	add := func(b dnsmessage.ResourceBody) {
+		m.Answers = append(m.Answers, dnsmessage.Resource{Header: head, Body: b})
+	}
+	m.Response, m.RecursionAvailable = true, true
+	switch {
+	case strings.HasPrefix(q.Name.String(), "nx."):
+		m.RCode = dnsmessage.RCodeNameError
+	case q.Type == dnsmessage.TypeA:
+		add(&dnsmessage.AResource{A: [4]byte{192, 0, 2, 7}})
+	case q.Type == dnsmessage.TypeAAAA:
+		add(&dnsmessage.CNAMEResource{CNAME: dnsmessage.MustNewName("alias.example.")})
+		add(&dnsmessage.AAAAResource{AAAA: netip.MustParseAddr("2001:db8::7").As16()})
+	case q.Type == dnsmessage.TypeTXT:
+		for range 10 {
+			add(&dnsmessage.TXTResource{TXT: []string{strings.Repeat("x", 200)}})
+		}
+	}
+	b, _ := m.Pack()
+	if len(b) > room {
+		m.Answers, m.Truncated = nil, true
+		b, _ = m.Pack()
+	}
+	return b
+}
+
+func TestNames(t *testing.T) {
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	write := func(text string) {
+		if err := os.WriteFile(hosts, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("127.0.0.1 localhost\n127.0.1.1 mymachine\n10.9.8.7 Only.Here only # not everywhere\n2001:db8::1 six\n")
+	d := newNames(Config{Hosts: hosts, Log: slog.New(slog.DiscardHandler)}, newNetwork(t))
+	d.files.resolv.checked = time.Now().Add(time.Hour) // what it says is this:
+	d.files.c = resolvConf{servers: []netip.AddrPort{upstream(t)}, timeout: 5 * time.Second, attempts: 1}
+
+	ask := func(name string, typ dnsmessage.Type, transport string) string {
+		t.Helper()
+		q := dnsmessage.Message{Header: dnsmessage.Header{ID: 77, RecursionDesired: true}, Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: typ, Class: dnsmessage.ClassINET}}}
+		b, err := q.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var m dnsmessage.Message
+		if err := m.Unpack(d.answer(b, transport)); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if m.ID != 77 || !m.Response {
+			t.Errorf("%s: header %+v", name, m.Header)
+		}
+		var out []string
+		for _, r := range m.Answers {
+			switch b := r.Body.(type) {
+			case *dnsmessage.AResource:
+				out = append(out, netip.AddrFrom4(b.A).String())
+			case *dnsmessage.AAAAResource:
+				out = append(out, netip.AddrFrom16(b.AAAA).String())
+			case *dnsmessage.CNAMEResource:
+				out = append(out, b.CNAME.String())
+			case *dnsmessage.PTRResource:
+				out = append(out, b.PTR.String())
+			default:
+				out = append(out, r.Header.Type.String())
+			}
+		}
+		if m.Truncated {
+			out = append(out, "truncated")
+		}
+		if m.RCode != dnsmessage.RCodeSuccess {
+			out = append(out, m.RCode.String())
+		}
+		return strings.Join(out, " ")
+	}
+	for _, c := range []struct {
+		name string
+		typ  dnsmessage.Type
+		want string
+	}{
+		{"host.docker.internal.", dnsmessage.TypeA, "192.168.127.254"},
+		{"gateway.docker.internal.", dnsmessage.TypeA, "192.168.127.1"},
+		{"host.docker.internal.", dnsmessage.TypeAAAA, ""},
+		{"ONLY.here.", dnsmessage.TypeA, "10.9.8.7"},
+		{"only.", dnsmessage.TypeAAAA, ""},
+		{"six.", dnsmessage.TypeA, ""},
+		{"mymachine.", dnsmessage.TypeA, "192.168.127.254"},
+		{"7.8.9.10.in-addr.arpa.", dnsmessage.TypePTR, "only.here. only."},
+		{"localhost.", dnsmessage.TypeA, "192.0.2.7"},
+		{"example.com.", dnsmessage.TypeA, "192.0.2.7"},
+		{"example.com.", dnsmessage.TypeAAAA, "alias.example."},
+		{"example.com.", dnsmessage.TypeTXT, "truncated"},
+		{"nx.example.com.", dnsmessage.TypeA, "RCodeNameError"},
+		{"nx.example.com.", dnsmessage.TypeAAAA, "RCodeNameError"},
+	} {
+		if got := ask(c.name, c.typ, "udp"); got != c.want {
+			t.Errorf("%s %s: %q, want %q", c.name, c.typ, got, c.want)
+		}
+	}
+	if got := ask("example.com.", dnsmessage.TypeTXT, "tcp"); got != strings.TrimSpace(strings.Repeat("TypeTXT ", 10)) {
+		t.Errorf("over TCP: %q", got)
+	}
+	// The file has changed.
+	write("10.9.8.6 only\n")
+	d.files.hosts.checked = time.Now().Add(-fileCheck)
+	if got := ask("only.", dnsmessage.TypeA, "udp"); got != "10.9.8.6" {
+		t.Errorf("after a change: %q", got)
+	}
+	// Nobody answers.
+	d.files.c.servers = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1")}
+	if got := ask("example.com.", dnsmessage.TypeA, "udp"); got != "RCodeServerFailure" {
+		t.Errorf("without a server: %q", got)
+	}
+	if b := d.answer([]byte("nonsense"), "udp"); b != nil {
+		t.Errorf("to nonsense: %x", b)
+	}
+}
+
+func FuzzAnswer(f *testing.F) {
+	f.Add([]byte("\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04host\x06docker\x08internal\x00\x00\x01\x00\x01"))
+	n, err := New(Config{Subnet: subnets[0], Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	d := newNames(Config{Log: slog.New(slog.DiscardHandler)}, n)
+	d.files.resolv.checked = time.Now().Add(time.Hour)
+	d.files.c = resolvConf{} // nobody is asked
+	f.Fuzz(func(t *testing.T, query []byte) {
+		if b := d.answer(query, "udp"); b != nil && binary.BigEndian.Uint16(b) != binary.BigEndian.Uint16(query) {
+			t.Errorf("%x is no answer to %x", b, query)
+		}
+	})
+}
+
+func TestResolvConf(t *testing.T) {
+	c := parseResolvConf([]byte("# comment\nnameserver 10.0.0.1\nnameserver ::1\nsearch x\noptions ndots:1 timeout:1 attempts:3\nnameserver bad\n"))
+	if fmt.Sprint(c.servers) != "[10.0.0.1:53 [::1]:53]" || c.timeout != time.Second || c.attempts != 3 {
+		t.Errorf("%+v", c)
+	}
+	if c := parseResolvConf(nil); fmt.Sprint(c.servers) != "[127.0.0.1:53]" || c.attempts < 1 {
+		t.Errorf("empty: %+v", c)
+	}
+	if got := arpa(netip.MustParseAddr("2001:db8::1")); got != "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa" {
+		t.Error(got)
+	}
+}
