@@ -20,6 +20,7 @@ func newLogsCommand(a *app) *cobra.Command {
 		},
 	}
 	fs := cmd.Flags()
+	fs.BoolVar(&opts.Details, "details", false, "Show extra details provided to logs")
 	fs.BoolVarP(&opts.Follow, "follow", "f", false, "Follow log output")
 	fs.StringVar(&opts.Since, "since", "", `Show logs since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m" for 42 minutes)`)
 	fs.StringVarP(&opts.Tail, "tail", "n", "all", "Number of lines to show from the end of the logs")

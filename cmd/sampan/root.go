@@ -22,6 +22,9 @@ func newRootCommand(a *app) *cobra.Command {
 			if len(args) == 0 {
 				return nil
 			}
+			if err := refusal(args[0]); err != nil {
+				return err
+			}
 			return fmt.Errorf("sampan: unknown command: sampan %s\n\nRun 'sampan --help' for more information", args[0])
 		},
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -62,8 +65,8 @@ func newRootCommand(a *app) *cobra.Command {
 	}
 	add("common", newRunCommand(a), newExecCommand(a), newPsCommand(a), newPullCommand(a),
 		newPushCommand(a), newImagesCommand(a), newLoginCommand(a), newLogoutCommand(a), newVersionCommand(a), newInfoCommand(a))
-	add("manage", newImageCommand(a), newMachineCommand(a), newSystemCommand(a), newVolumeCommand(a))
-	add("other", newAttachCommand(a), newCpCommand(a), newCreateCommand(a), newDiffCommand(a), newEventsCommand(a),
+	add("manage", newContainerCommand(a), newImageCommand(a), newMachineCommand(a), newSystemCommand(a), newVolumeCommand(a))
+	add("other", newAttachCommand(a), newCommitCommand(a), newCpCommand(a), newCreateCommand(a), newDiffCommand(a), newEventsCommand(a),
 		newExportCommand(a), newHistoryCommand(a), newImportCommand(a), newInspectCommand(a), newKillCommand(a), newLoadCommand(a),
 		newLogsCommand(a), newPauseCommand(a), newPortCommand(a), newRenameCommand(a), newRestartCommand(a), newRmCommand(a),
 		newRmiCommand(a), newSaveCommand(a), newSearchCommand(a), newStartCommand(a), newStatsCommand(a), newStopCommand(a),

@@ -185,7 +185,7 @@ func (p *parts) image(ref string) (engine.Image, error) {
 		}
 		cfg.ExposedPorts[number] = struct{}{}
 	}
-	return engine.Image{ID: img.ID, Layers: img.Layers, Arch: doc.Architecture, Config: cfg}, nil
+	return engine.Image{ID: img.ID, Layers: img.Layers, Arch: doc.Architecture, Config: cfg, Size: img.Size}, nil
 }
 
 // exportOf keeps a nil *share.Export from becoming an interface that is not.

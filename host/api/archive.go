@@ -6,10 +6,13 @@ import (
 	"io"
 	"net/http"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 
 	"sampan/host/engine"
 	"sampan/host/image"
+	"sampan/host/image/change"
 )
 
 // pathOf reads the query parameter path.
@@ -101,4 +104,58 @@ func (s *server) containerChanges(w http.ResponseWriter, r *http.Request) error 
 		return err
 	}
 	return answer(w, http.StatusOK, list)
+}
+
+func (s *server) commit(w http.ResponseWriter, r *http.Request) error {
+	cfg, err := changedConfig(w, r)
+	if err != nil {
+		return err
+	}
+	ref := r.FormValue("repo")
+	if tag := r.FormValue("tag"); tag != "" && ref != "" {
+		ref += ":" + tag
+	}
+	name := r.FormValue("container")
+	pause := r.FormValue("pause") == "" || boolean(r, "pause")
+	c, err := s.Engine.Commit(r.Context(), name, cfg, pause)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	img, err := s.Images.Commit(r.Context(), c.ImageID, c.Layer, image.CommitOptions{
+		Name: ref, Config: c.Config, Author: r.FormValue("author"), Comment: r.FormValue("comment"), CreatedBy: c.CreatedBy,
+	})
+	if err != nil {
+		return err
+	}
+	if ref != "" {
+		ref = familiar(ref)
+		s.Engine.Emit(events.ImageEventType, events.ActionTag, img.ID, imageAttributes(img, ref))
+	}
+	s.Engine.Committed(name, img.ID, ref)
+	return answer(w, http.StatusCreated, container.CommitResponse{ID: img.ID})
+}
+
+// changedConfig is the configuration that a request of a commit has, with the
+// changes that it asks for.
+func changedConfig(w http.ResponseWriter, r *http.Request) (*container.Config, error) {
+	var spec *dockerspec.DockerOCIImageConfig
+	if err := decode(w, r, &spec); err != nil {
+		return nil, err
+	}
+	if spec == nil {
+		spec = new(dockerspec.DockerOCIImageConfig)
+	}
+	if err := r.ParseForm(); err != nil {
+		return nil, invalid("%v", err)
+	}
+	if err := change.Apply(spec, r.Form["changes"]); err != nil {
+		return nil, invalid("%v", err)
+	}
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	cfg := new(container.Config)
+	return cfg, json.Unmarshal(text, cfg)
 }

@@ -131,7 +131,7 @@ func (d *daemon) image(ref string) (engine.Image, error) {
 	if err := json.Unmarshal(img.RawConfig, &doc); err != nil {
 		return engine.Image{}, err
 	}
-	return engine.Image{ID: img.ID, Layers: img.Layers, Arch: "amd64", Config: &doc.Config}, nil
+	return engine.Image{ID: img.ID, Layers: img.Layers, Arch: "amd64", Config: &doc.Config, Size: img.Size}, nil
 }
 
 type fakeExport struct{}

@@ -68,6 +68,7 @@ type Image struct {
 	ID     string   // "sha256:…"
 	Layers []string // names of EROFS files, bottom layer first
 	Arch   string   // GOARCH
+	Size   int64    // of the files in all layers, in bytes
 	Config *container.Config
 }
 

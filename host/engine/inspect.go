@@ -14,10 +14,7 @@ import (
 )
 
 // Inspect describes a container.
-func (e *Engine) Inspect(_ context.Context, name string, size bool) (container.InspectResponse, error) {
-	if size {
-		return container.InspectResponse{}, unsupported("the size of containers")
-	}
+func (e *Engine) Inspect(ctx context.Context, name string, size bool) (container.InspectResponse, error) {
 	c, err := e.find(name)
 	if err != nil {
 		return container.InspectResponse{}, err
@@ -43,6 +40,13 @@ func (e *Engine) Inspect(_ context.Context, name string, size bool) (container.I
 	}
 	if v.bound == nil {
 		resp.NetworkSettings.Ports = apinet.PortMap{}
+	}
+	if size {
+		rw, root, err := e.sizes(ctx, r, true)
+		if err != nil {
+			return container.InspectResponse{}, err
+		}
+		resp.SizeRw, resp.SizeRootFs = &rw, &root
 	}
 	if v.ip.IsValid() {
 		resp.NetworkSettings.SandboxID = endpointID(r.ID, "sandbox")

@@ -4,12 +4,14 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	apinet "github.com/moby/moby/api/types/network"
@@ -42,10 +44,7 @@ func (c *ctr) view() view {
 }
 
 // List returns containers, the newest first.
-func (e *Engine) List(_ context.Context, o ListOptions) ([]container.Summary, error) {
-	if o.Size {
-		return nil, unsupported("the size of containers")
-	}
+func (e *Engine) List(ctx context.Context, o ListOptions) ([]container.Summary, error) {
 	match, err := e.listFilter(o)
 	if err != nil {
 		return nil, err
@@ -62,9 +61,19 @@ func (e *Engine) List(_ context.Context, o ListOptions) ([]container.Summary, er
 		if o.Limit > 0 && len(list) == o.Limit {
 			break
 		}
-		if match(v) {
-			list = append(list, v.summary(time.Now()))
+		if !match(v) {
+			continue
 		}
+		s := v.summary(time.Now())
+		if o.Size {
+			if s.SizeRw, s.SizeRootFs, err = e.sizes(ctx, &v.rec, true); err != nil {
+				if errdefs.IsConflict(err) || errdefs.IsNotFound(err) {
+					continue // it is being removed
+				}
+				return nil, err
+			}
+		}
+		list = append(list, s)
 	}
 	return list, nil
 }
@@ -75,10 +84,16 @@ func (e *Engine) listFilter(o ListOptions) (func(view) bool, error) {
 	if err := f.allow("id", "name", "label", "status", "exited", "ancestor", "volume", "network", "before", "since", "publish", "expose", "health", "is-task"); err != nil {
 		return nil, err
 	}
-	for _, key := range []string{"publish", "expose", "is-task"} {
-		if len(f[key]) > 0 {
-			return nil, unsupported("the filter %s", key)
-		}
+	if len(f["is-task"]) > 0 {
+		return nil, unsupported("the filter is-task")
+	}
+	published, err := portFilter("publish", f["publish"])
+	if err != nil {
+		return nil, err
+	}
+	exposed, err := portFilter("expose", f["expose"])
+	if err != nil {
+		return nil, err
 	}
 	var before, since time.Time
 	for key, t := range map[string]*time.Time{"before": &before, "since": &since} {
@@ -118,8 +133,45 @@ func (e *Engine) listFilter(o ListOptions) (func(view) bool, error) {
 			f.equal("health", string(healthOf(r.State.Health))) &&
 			(!byCode || status == container.StateExited && r.State.ExitCode == exited) &&
 			(before.IsZero() || r.Created.Before(before)) && (since.IsZero() || r.Created.After(since)) &&
+			(published == nil || v.published(published)) && (exposed == nil || slices.ContainsFunc(slices.Collect(maps.Keys(r.Config.ExposedPorts)), exposed)) &&
 			(ancestors == nil || slices.Contains(ancestors, r.ImageID))
 	}, nil
+}
+
+// portFilter reads PORT[-PORT][/PROTOCOL]; nil when there is none to read.
+func portFilter(key string, values []string) (func(apinet.Port) bool, error) {
+	if len(values) == 0 {
+		return nil, nil
+	}
+	var ranges []apinet.PortRange
+	for _, v := range values {
+		r, err := apinet.ParsePortRange(v)
+		if err != nil {
+			return nil, invalid("invalid filter '%s=%s'", key, v)
+		}
+		ranges = append(ranges, r)
+	}
+	return func(p apinet.Port) bool {
+		return slices.ContainsFunc(ranges, func(r apinet.PortRange) bool {
+			return p.Proto() == r.Proto() && p.Num() >= r.Start() && p.Num() <= r.End()
+		})
+	}, nil
+}
+
+// published says whether one of the ports of the host, or of the container, that
+// it publishes matches.
+func (v view) published(match func(apinet.Port) bool) bool {
+	for port, bindings := range v.rec.HostConfig.PortBindings {
+		if len(bindings) > 0 && match(port) {
+			return true
+		}
+		for _, b := range bindings {
+			if p, err := apinet.ParsePort(b.HostPort + "/" + string(port.Proto())); err == nil && match(p) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // ancestors are the images that a filter names; one that doesn't exist has no

@@ -189,12 +189,18 @@ func (e *Engine) Prune(ctx context.Context, f Filters) (container.PruneReport, e
 		if !hit {
 			continue
 		}
+		rec := c.view().rec
+		size, _, err := e.sizes(ctx, &rec, false)
+		if err != nil {
+			e.log.Debug("prune", "error", err) // it goes all the same
+		}
 		if err := e.Remove(ctx, c.id, RemoveOptions{}); err == nil {
 			report.ContainersDeleted = append(report.ContainersDeleted, c.id)
+			report.SpaceReclaimed += uint64(size)
 		}
 	}
 	slices.Sort(report.ContainersDeleted)
-	e.emit(events.ContainerEventType, events.ActionPrune, "", map[string]string{"reclaimed": "0"})
+	e.emit(events.ContainerEventType, events.ActionPrune, "", map[string]string{"reclaimed": fmt.Sprint(report.SpaceReclaimed)})
 	return report, nil
 }
 
