@@ -69,6 +69,7 @@ func (s *server) routes() []route {
 		{"GET /events", s.events},
 		{"GET /system/df", s.diskUsage},
 		{"POST /auth", s.auth},
+		{"POST /build/prune", s.buildPrune},
 
 		{"POST /images/create", s.imageCreate},
 		{"POST /images/load", s.imageLoad},

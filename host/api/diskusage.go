@@ -164,3 +164,8 @@ func (s *server) volumeUsage() (*volume.DiskUsage, error) {
 	}
 	return u, nil
 }
+
+// buildPrune is POST /build/prune. Nothing is built here: there is no cache.
+func (s *server) buildPrune(w http.ResponseWriter, _ *http.Request) error {
+	return answer(w, http.StatusOK, build.CachePruneReport{})
+}

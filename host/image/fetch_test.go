@@ -2,10 +2,14 @@ package image
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -402,5 +406,70 @@ func TestCerts(t *testing.T) {
 	}
 	if conf, err := tlsConfig("other.test", r); err != nil || conf.RootCAs != nil || conf.InsecureSkipVerify {
 		t.Errorf("got %+v, %v", conf, err)
+	}
+}
+
+// A registry over TLS whose authority only certs.d knows, and which wants a
+// certificate of ours; and one that the configuration calls insecure.
+func TestTLS(t *testing.T) {
+	real := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	srv := httptest.NewUnstartedServer(real)
+	srv.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+	srv.StartTLS()
+	defer srv.Close()
+	// Under another name than loopback's, which may do without all this.
+	_, port, _ := net.SplitHostPort(strings.TrimPrefix(srv.URL, "https://"))
+	host := "example.com:" + port // as the test server's certificate says
+	dir := t.TempDir()
+	own := filepath.Join(dir, host)
+	if err := os.MkdirAll(own, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	key, err := x509.MarshalPKCS8PrivateKey(srv.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{"ca.crt": authority, "client.cert": authority, "client.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})} {
+		if err := os.WriteFile(filepath.Join(own, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	get := func(r Registries) error {
+		s := openStore(t)
+		s.SetRegistries(r)
+		pair, err := s.transports.of(host, r)
+		if err != nil {
+			return err
+		}
+		pair.own.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, srv.Listener.Addr().String())
+		}
+		pair.own.Proxy = nil
+		rt, err := s.transport(host, nil)
+		if err != nil {
+			return err
+		}
+		req, err := http.NewRequest(http.MethodGet, "https://"+host+"/v2/", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := rt.RoundTrip(req)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
+	if err := get(Registries{Certs: []string{dir}}); err != nil {
+		t.Errorf("with its certificates: %v", err)
+	}
+	if err := get(Registries{}); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("without: %v", err)
+	}
+	if err := os.Remove(filepath.Join(own, "ca.crt")); err != nil {
+		t.Fatal(err)
+	}
+	if err := get(Registries{Certs: []string{dir}, Hosts: map[string]Registry{host: {Insecure: true}}}); err != nil {
+		t.Errorf("insecure: %v", err)
 	}
 }

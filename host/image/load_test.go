@@ -228,3 +228,36 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// FuzzArchive: what an archive's lists lead to is in the archive, whatever its
+// names and links say, and has the digests it is called by.
+func FuzzArchive(f *testing.F) {
+	a := tarOf(f, "a", "a")
+	f.Add(saved(f, configOf(f, a), "x:1", a))
+	f.Add(ociArchive(f, imageOf(f, gzipLayer(f, a)), map[string]string{"io.containerd.image.name": "x:1"}))
+	f.Add(tarOf(f, "manifest.json", `[{"Config":"../../etc/passwd","Layers":["/etc/passwd","a/../../b"]}]`))
+	s, err := Open(filepath.Join(f.TempDir(), "images"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		f.Fatal(err)
+	}
+	s.SetLimits(Limits{ArchiveSize: 1 << 20})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		sp, err := s.newSpool(context.Background(), bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		defer sp.close()
+		docker, _ := sp.docker()
+		oci, _ := sp.oci()
+		for _, img := range append(docker, oci...) {
+			if len(img.layers) != len(img.diffIDs) {
+				t.Fatalf("%d layers, %d diff IDs", len(img.layers), len(img.diffIDs))
+			}
+			for _, l := range img.layers {
+				if filepath.Dir(l.path) != sp.dir {
+					t.Fatalf("layer at %s", l.path)
+				}
+			}
+		}
+	})
+}
