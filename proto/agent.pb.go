@@ -71,7 +71,7 @@ func (x PackRequest_What) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PackRequest_What.Descriptor instead.
 func (PackRequest_What) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31, 0}
+	return file_agent_proto_rawDescGZIP(), []int{36, 0}
 }
 
 type Empty struct {
@@ -397,7 +397,9 @@ type StartRequest struct {
 	//   - a mount of type "host" has the source "EXPORT[/SUBPATH]" in the share
 	//     ShareHost; options "ro" or "rw";
 	//   - a mount of type "volume" has the volume's name as its source; options
-	//     "ro", "rw" and "nocopy". An empty volume is filled from the image.
+	//     "ro", "rw" and "nocopy". An empty volume is filled from the image;
+	//   - a network namespace with the path "container:ID" is that of another
+	//     container, which must be running.
 	Spec []byte `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Names of EROFS files in the share ShareImages, bottom layer first.
 	Layers []string `protobuf:"bytes,3,rep,name=layers,proto3" json:"layers,omitempty"`
@@ -418,6 +420,7 @@ type StartRequest struct {
 	Ephemeral bool `protobuf:"varint,9,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
 	// The check of the container's health, which the guest runs. Absent: none.
 	Health        *HealthCheck `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
+	Resolver      *Resolver    `protobuf:"bytes,11,opt,name=resolver,proto3" json:"resolver,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -518,6 +521,13 @@ func (x *StartRequest) GetEphemeral() bool {
 func (x *StartRequest) GetHealth() *HealthCheck {
 	if x != nil {
 		return x.Health
+	}
+	return nil
+}
+
+func (x *StartRequest) GetResolver() *Resolver {
+	if x != nil {
+		return x.Resolver
 	}
 	return nil
 }
@@ -731,21 +741,121 @@ func (x *TerminalSize) GetColumns() uint32 {
 	return 0
 }
 
+// Network is a bridge that containers join. What is not there yet is made.
+type Network struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// How names of its containers end, beside the short ones: NAME.NETWORK.
+	Name          string   `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Bridge        string   `protobuf:"bytes,3,opt,name=bridge,proto3" json:"bridge,omitempty"`      // the bridge's interface name in the guest
+	Gateways      []string `protobuf:"bytes,4,rep,name=gateways,proto3" json:"gateways,omitempty"`  // the bridge's own addresses, CIDR, one of a family at most
+	Internal      bool     `protobuf:"varint,5,opt,name=internal,proto3" json:"internal,omitempty"` // nothing of it leaves the guest
+	Resolve       bool     `protobuf:"varint,6,opt,name=resolve,proto3" json:"resolve,omitempty"`   // its containers find each other by name
+	Mtu           uint32   `protobuf:"varint,7,opt,name=mtu,proto3" json:"mtu,omitempty"`           // bytes, 0: the uplink's
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Network) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Network) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Network) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
+func (x *Network) GetGateways() []string {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+func (x *Network) GetInternal() bool {
+	if x != nil {
+		return x.Internal
+	}
+	return false
+}
+
+func (x *Network) GetResolve() bool {
+	if x != nil {
+		return x.Resolve
+	}
+	return false
+}
+
+func (x *Network) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
 // Endpoint is one interface of a container.
 type Endpoint struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bridge        string                 `protobuf:"bytes,1,opt,name=bridge,proto3" json:"bridge,omitempty"`   // the bridge's interface name in the guest, made if missing
-	Gateway       string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"` // the bridge's own address, CIDR
-	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"` // the container's, CIDR
-	Mac           string                 `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`         // of the container's interface
-	Name          string                 `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`       // of the interface in the container, e.g. eth0
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Network   *Network               `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Addresses []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"` // the container's, CIDR, one of a family at most
+	Mac       string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`             // of the container's interface
+	Name      string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`           // of the interface in the container, e.g. eth0
+	// Who has the highest has the default route; of equals the first network by
+	// name. Internal networks have none.
+	Priority int32 `protobuf:"zigzag32,5,opt,name=priority,proto3" json:"priority,omitempty"`
+	// By which others find the container; the first is told for its addresses.
+	Names []string `protobuf:"bytes,6,rep,name=names,proto3" json:"names,omitempty"`
+	// Names that only this container has for others of the network.
+	Links         map[string]string `protobuf:"bytes,7,rep,name=links,proto3" json:"links,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -757,7 +867,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -770,28 +880,21 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
-func (x *Endpoint) GetBridge() string {
+func (x *Endpoint) GetNetwork() *Network {
 	if x != nil {
-		return x.Bridge
+		return x.Network
 	}
-	return ""
+	return nil
 }
 
-func (x *Endpoint) GetGateway() string {
+func (x *Endpoint) GetAddresses() []string {
 	if x != nil {
-		return x.Gateway
+		return x.Addresses
 	}
-	return ""
-}
-
-func (x *Endpoint) GetAddress() string {
-	if x != nil {
-		return x.Address
-	}
-	return ""
+	return nil
 }
 
 func (x *Endpoint) GetMac() string {
@@ -808,6 +911,249 @@ func (x *Endpoint) GetName() string {
 	return ""
 }
 
+func (x *Endpoint) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Endpoint) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *Endpoint) GetLinks() map[string]string {
+	if x != nil {
+		return x.Links
+	}
+	return nil
+}
+
+// Resolver of a container, where a network of its resolves names.
+type Resolver struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// IP addresses of those asked for other names, reached as the container
+	// reaches them. None: the uplink's.
+	Servers       []string `protobuf:"bytes,1,rep,name=servers,proto3" json:"servers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Resolver) Reset() {
+	*x = Resolver{}
+	mi := &file_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Resolver) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Resolver) ProtoMessage() {}
+
+func (x *Resolver) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Resolver.ProtoReflect.Descriptor instead.
+func (*Resolver) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Resolver) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+type ConnectRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Container string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Endpoint  *Endpoint              `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Resolver  *Resolver              `protobuf:"bytes,3,opt,name=resolver,proto3" json:"resolver,omitempty"`
+	// The container's /etc/resolv.conf, should this be its first network that
+	// resolves names.
+	ResolvConf []byte `protobuf:"bytes,4,opt,name=resolv_conf,json=resolvConf,proto3" json:"resolv_conf,omitempty"`
+	// Lines for its /etc/hosts.
+	Hosts         []string `protobuf:"bytes,5,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectRequest) Reset() {
+	*x = ConnectRequest{}
+	mi := &file_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectRequest) ProtoMessage() {}
+
+func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
+func (*ConnectRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ConnectRequest) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *ConnectRequest) GetEndpoint() *Endpoint {
+	if x != nil {
+		return x.Endpoint
+	}
+	return nil
+}
+
+func (x *ConnectRequest) GetResolver() *Resolver {
+	if x != nil {
+		return x.Resolver
+	}
+	return nil
+}
+
+func (x *ConnectRequest) GetResolvConf() []byte {
+	if x != nil {
+		return x.ResolvConf
+	}
+	return nil
+}
+
+func (x *ConnectRequest) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+type DisconnectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"` // ID
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisconnectRequest) Reset() {
+	*x = DisconnectRequest{}
+	mi := &file_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisconnectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisconnectRequest) ProtoMessage() {}
+
+func (x *DisconnectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisconnectRequest.ProtoReflect.Descriptor instead.
+func (*DisconnectRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *DisconnectRequest) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *DisconnectRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+type NetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkRequest) Reset() {
+	*x = NetworkRequest{}
+	mi := &file_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkRequest) ProtoMessage() {}
+
+func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkRequest.ProtoReflect.Descriptor instead.
+func (*NetworkRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *NetworkRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
 type StartResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // in the guest's pid namespace
@@ -817,7 +1163,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +1175,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +1188,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StartResponse) GetPid() int32 {
@@ -865,7 +1211,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +1223,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +1236,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -938,7 +1284,7 @@ type ProcessRequest struct {
 
 func (x *ProcessRequest) Reset() {
 	*x = ProcessRequest{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1296,7 @@ func (x *ProcessRequest) String() string {
 func (*ProcessRequest) ProtoMessage() {}
 
 func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1309,7 @@ func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessRequest.ProtoReflect.Descriptor instead.
 func (*ProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ProcessRequest) GetContainer() string {
@@ -991,7 +1337,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1349,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1362,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WaitResponse) GetExitCode() int32 {
@@ -1052,7 +1398,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1410,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1423,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1119,7 +1465,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1477,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1490,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1178,7 +1524,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1536,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1549,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HealthRequest) GetContainer() string {
@@ -1229,7 +1575,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1587,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1600,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *HealthResponse) GetResults() []*HealthResult {
@@ -1279,7 +1625,7 @@ type HealthResult struct {
 
 func (x *HealthResult) Reset() {
 	*x = HealthResult{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1637,7 @@ func (x *HealthResult) String() string {
 func (*HealthResult) ProtoMessage() {}
 
 func (x *HealthResult) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1650,7 @@ func (x *HealthResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResult.ProtoReflect.Descriptor instead.
 func (*HealthResult) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HealthResult) GetNumber() uint64 {
@@ -1366,7 +1712,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +1724,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +1737,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -1417,7 +1763,7 @@ type VolumeRequest struct {
 
 func (x *VolumeRequest) Reset() {
 	*x = VolumeRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1775,7 @@ func (x *VolumeRequest) String() string {
 func (*VolumeRequest) ProtoMessage() {}
 
 func (x *VolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1788,7 @@ func (x *VolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeRequest.ProtoReflect.Descriptor instead.
 func (*VolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VolumeRequest) GetName() string {
@@ -1462,7 +1808,7 @@ type FreezeRequest struct {
 
 func (x *FreezeRequest) Reset() {
 	*x = FreezeRequest{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1820,7 @@ func (x *FreezeRequest) String() string {
 func (*FreezeRequest) ProtoMessage() {}
 
 func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1833,7 @@ func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
 func (*FreezeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FreezeRequest) GetContainer() string {
@@ -1516,7 +1862,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1874,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1887,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*ProcessInfo {
@@ -1600,7 +1946,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1958,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1971,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ProcessInfo) GetPid() int32 {
@@ -1786,7 +2132,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +2144,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +2157,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UsageResponse) GetTimeUnixNano() int64 {
@@ -1945,7 +2291,7 @@ type DeviceUsage struct {
 
 func (x *DeviceUsage) Reset() {
 	*x = DeviceUsage{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2303,7 @@ func (x *DeviceUsage) String() string {
 func (*DeviceUsage) ProtoMessage() {}
 
 func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2316,7 @@ func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceUsage.ProtoReflect.Descriptor instead.
 func (*DeviceUsage) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeviceUsage) GetMajor() uint64 {
@@ -2018,7 +2364,7 @@ type InterfaceUsage struct {
 
 func (x *InterfaceUsage) Reset() {
 	*x = InterfaceUsage{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2030,7 +2376,7 @@ func (x *InterfaceUsage) String() string {
 func (*InterfaceUsage) ProtoMessage() {}
 
 func (x *InterfaceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2043,7 +2389,7 @@ func (x *InterfaceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceUsage.ProtoReflect.Descriptor instead.
 func (*InterfaceUsage) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *InterfaceUsage) GetName() string {
@@ -2119,7 +2465,7 @@ type LimitRequest struct {
 
 func (x *LimitRequest) Reset() {
 	*x = LimitRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2477,7 @@ func (x *LimitRequest) String() string {
 func (*LimitRequest) ProtoMessage() {}
 
 func (x *LimitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2144,7 +2490,7 @@ func (x *LimitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRequest.ProtoReflect.Descriptor instead.
 func (*LimitRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *LimitRequest) GetContainer() string {
@@ -2177,7 +2523,7 @@ type Files struct {
 
 func (x *Files) Reset() {
 	*x = Files{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2189,7 +2535,7 @@ func (x *Files) String() string {
 func (*Files) ProtoMessage() {}
 
 func (x *Files) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2202,7 +2548,7 @@ func (x *Files) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Files.ProtoReflect.Descriptor instead.
 func (*Files) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Files) GetId() string {
@@ -2243,7 +2589,7 @@ type StatRequest struct {
 
 func (x *StatRequest) Reset() {
 	*x = StatRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2255,7 +2601,7 @@ func (x *StatRequest) String() string {
 func (*StatRequest) ProtoMessage() {}
 
 func (x *StatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2268,7 +2614,7 @@ func (x *StatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatRequest.ProtoReflect.Descriptor instead.
 func (*StatRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StatRequest) GetFiles() *Files {
@@ -2298,7 +2644,7 @@ type StatResponse struct {
 
 func (x *StatResponse) Reset() {
 	*x = StatResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2656,7 @@ func (x *StatResponse) String() string {
 func (*StatResponse) ProtoMessage() {}
 
 func (x *StatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2669,7 @@ func (x *StatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatResponse.ProtoReflect.Descriptor instead.
 func (*StatResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StatResponse) GetName() string {
@@ -2373,7 +2719,7 @@ type PackRequest struct {
 
 func (x *PackRequest) Reset() {
 	*x = PackRequest{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2731,7 @@ func (x *PackRequest) String() string {
 func (*PackRequest) ProtoMessage() {}
 
 func (x *PackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2744,7 @@ func (x *PackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackRequest.ProtoReflect.Descriptor instead.
 func (*PackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PackRequest) GetFiles() *Files {
@@ -2445,7 +2791,7 @@ type UnpackRequest struct {
 
 func (x *UnpackRequest) Reset() {
 	*x = UnpackRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +2803,7 @@ func (x *UnpackRequest) String() string {
 func (*UnpackRequest) ProtoMessage() {}
 
 func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +2816,7 @@ func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackRequest.ProtoReflect.Descriptor instead.
 func (*UnpackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *UnpackRequest) GetFiles() *Files {
@@ -2518,7 +2864,7 @@ type ChangesRequest struct {
 
 func (x *ChangesRequest) Reset() {
 	*x = ChangesRequest{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2530,7 +2876,7 @@ func (x *ChangesRequest) String() string {
 func (*ChangesRequest) ProtoMessage() {}
 
 func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2543,7 +2889,7 @@ func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesRequest.ProtoReflect.Descriptor instead.
 func (*ChangesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ChangesRequest) GetFiles() *Files {
@@ -2570,7 +2916,7 @@ type ChangesResponse struct {
 
 func (x *ChangesResponse) Reset() {
 	*x = ChangesResponse{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2582,7 +2928,7 @@ func (x *ChangesResponse) String() string {
 func (*ChangesResponse) ProtoMessage() {}
 
 func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2595,7 +2941,7 @@ func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesResponse.ProtoReflect.Descriptor instead.
 func (*ChangesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ChangesResponse) GetChanges() []*Change {
@@ -2622,7 +2968,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2980,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2993,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Change) GetPath() string {
@@ -2673,7 +3019,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2685,7 +3031,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2698,7 +3044,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ClockRequest) GetAdjustNano() int64 {
@@ -2717,7 +3063,7 @@ type ClockResponse struct {
 
 func (x *ClockResponse) Reset() {
 	*x = ClockResponse{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2729,7 +3075,7 @@ func (x *ClockResponse) String() string {
 func (*ClockResponse) ProtoMessage() {}
 
 func (x *ClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2742,7 +3088,7 @@ func (x *ClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
 func (*ClockResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ClockResponse) GetTimeUnixNano() int64 {
@@ -2769,7 +3115,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2781,7 +3127,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2794,7 +3140,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StatusResponse) GetMemoryTotal() uint64 {
@@ -2870,7 +3216,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2882,7 +3228,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2895,7 +3241,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PowerOffRequest) GetGraceMs() uint32 {
@@ -2931,7 +3277,7 @@ const file_agent_proto_rawDesc = "" +
 	"\tBootStage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vuptime_nano\x18\x02 \x01(\x03R\n" +
-	"uptimeNano\"\xcc\x03\n" +
+	"uptimeNano\"\x83\x04\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12\x16\n" +
@@ -2943,7 +3289,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x04init\x18\b \x01(\bR\x04init\x12\x1c\n" +
 	"\tephemeral\x18\t \x01(\bR\tephemeral\x124\n" +
 	"\x06health\x18\n" +
-	" \x01(\v2\x1c.sampan.agent.v1.HealthCheckR\x06health\x1a8\n" +
+	" \x01(\v2\x1c.sampan.agent.v1.HealthCheckR\x06health\x125\n" +
+	"\bresolver\x18\v \x01(\v2\x19.sampan.agent.v1.ResolverR\bresolver\x1a8\n" +
 	"\n" +
 	"FilesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -2962,13 +3309,41 @@ const file_agent_proto_rawDesc = "" +
 	"\x06stderr\x18\x04 \x01(\bR\x06stderr\"<\n" +
 	"\fTerminalSize\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x18\n" +
-	"\acolumns\x18\x02 \x01(\rR\acolumns\"|\n" +
-	"\bEndpoint\x12\x16\n" +
-	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x18\n" +
-	"\agateway\x18\x02 \x01(\tR\agateway\x12\x18\n" +
-	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x10\n" +
-	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x12\n" +
-	"\x04name\x18\x05 \x01(\tR\x04name\"!\n" +
+	"\acolumns\x18\x02 \x01(\rR\acolumns\"\xa9\x01\n" +
+	"\aNetwork\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06bridge\x18\x03 \x01(\tR\x06bridge\x12\x1a\n" +
+	"\bgateways\x18\x04 \x03(\tR\bgateways\x12\x1a\n" +
+	"\binternal\x18\x05 \x01(\bR\binternal\x12\x18\n" +
+	"\aresolve\x18\x06 \x01(\bR\aresolve\x12\x10\n" +
+	"\x03mtu\x18\a \x01(\rR\x03mtu\"\xaa\x02\n" +
+	"\bEndpoint\x122\n" +
+	"\anetwork\x18\x01 \x01(\v2\x18.sampan.agent.v1.NetworkR\anetwork\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x1a\n" +
+	"\bpriority\x18\x05 \x01(\x11R\bpriority\x12\x14\n" +
+	"\x05names\x18\x06 \x03(\tR\x05names\x12:\n" +
+	"\x05links\x18\a \x03(\v2$.sampan.agent.v1.Endpoint.LinksEntryR\x05links\x1a8\n" +
+	"\n" +
+	"LinksEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"$\n" +
+	"\bResolver\x12\x18\n" +
+	"\aservers\x18\x01 \x03(\tR\aservers\"\xd3\x01\n" +
+	"\x0eConnectRequest\x12\x1c\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x125\n" +
+	"\bendpoint\x18\x02 \x01(\v2\x19.sampan.agent.v1.EndpointR\bendpoint\x125\n" +
+	"\bresolver\x18\x03 \x01(\v2\x19.sampan.agent.v1.ResolverR\bresolver\x12\x1f\n" +
+	"\vresolv_conf\x18\x04 \x01(\fR\n" +
+	"resolvConf\x12\x14\n" +
+	"\x05hosts\x18\x05 \x03(\tR\x05hosts\"K\n" +
+	"\x11DisconnectRequest\x12\x1c\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\" \n" +
+	"\x0eNetworkRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"!\n" +
 	"\rStartResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\xc0\x01\n" +
 	"\vExecRequest\x12\x1c\n" +
@@ -3154,7 +3529,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x10agent_goroutines\x18\b \x01(\rR\x0fagentGoroutines\x12+\n" +
 	"\x11agent_descriptors\x18\t \x01(\rR\x10agentDescriptors\",\n" +
 	"\x0fPowerOffRequest\x12\x19\n" +
-	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\x8c\v\n" +
+	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\xe4\f\n" +
 	"\x05Agent\x12R\n" +
 	"\tConfigure\x12!.sampan.agent.v1.ConfigureRequest\x1a\".sampan.agent.v1.ConfigureResponse\x12F\n" +
 	"\x05Start\x12\x1d.sampan.agent.v1.StartRequest\x1a\x1e.sampan.agent.v1.StartResponse\x12D\n" +
@@ -3172,7 +3547,11 @@ const file_agent_proto_rawDesc = "" +
 	"\x04Stat\x12\x1c.sampan.agent.v1.StatRequest\x1a\x1d.sampan.agent.v1.StatResponse\x12<\n" +
 	"\x04Pack\x12\x1c.sampan.agent.v1.PackRequest\x1a\x16.sampan.agent.v1.Empty\x12@\n" +
 	"\x06Unpack\x12\x1e.sampan.agent.v1.UnpackRequest\x1a\x16.sampan.agent.v1.Empty\x12L\n" +
-	"\aChanges\x12\x1f.sampan.agent.v1.ChangesRequest\x1a .sampan.agent.v1.ChangesResponse\x12F\n" +
+	"\aChanges\x12\x1f.sampan.agent.v1.ChangesRequest\x1a .sampan.agent.v1.ChangesResponse\x12B\n" +
+	"\aConnect\x12\x1f.sampan.agent.v1.ConnectRequest\x1a\x16.sampan.agent.v1.Empty\x12H\n" +
+	"\n" +
+	"Disconnect\x12\".sampan.agent.v1.DisconnectRequest\x1a\x16.sampan.agent.v1.Empty\x12H\n" +
+	"\rRemoveNetwork\x12\x1f.sampan.agent.v1.NetworkRequest\x1a\x16.sampan.agent.v1.Empty\x12F\n" +
 	"\x05Clock\x12\x1d.sampan.agent.v1.ClockRequest\x1a\x1e.sampan.agent.v1.ClockResponse\x12A\n" +
 	"\x06Status\x12\x16.sampan.agent.v1.Empty\x1a\x1f.sampan.agent.v1.StatusResponse\x12D\n" +
 	"\bPowerOff\x12 .sampan.agent.v1.PowerOffRequest\x1a\x16.sampan.agent.v1.EmptyB\x0eZ\fsampan/protob\x06proto3"
@@ -3190,7 +3569,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_agent_proto_goTypes = []any{
 	(PackRequest_What)(0),     // 0: sampan.agent.v1.PackRequest.What
 	(*Empty)(nil),             // 1: sampan.agent.v1.Empty
@@ -3202,107 +3581,124 @@ var file_agent_proto_goTypes = []any{
 	(*HealthCheck)(nil),       // 7: sampan.agent.v1.HealthCheck
 	(*Streams)(nil),           // 8: sampan.agent.v1.Streams
 	(*TerminalSize)(nil),      // 9: sampan.agent.v1.TerminalSize
-	(*Endpoint)(nil),          // 10: sampan.agent.v1.Endpoint
-	(*StartResponse)(nil),     // 11: sampan.agent.v1.StartResponse
-	(*ExecRequest)(nil),       // 12: sampan.agent.v1.ExecRequest
-	(*ProcessRequest)(nil),    // 13: sampan.agent.v1.ProcessRequest
-	(*WaitResponse)(nil),      // 14: sampan.agent.v1.WaitResponse
-	(*SignalRequest)(nil),     // 15: sampan.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),     // 16: sampan.agent.v1.ResizeRequest
-	(*HealthRequest)(nil),     // 17: sampan.agent.v1.HealthRequest
-	(*HealthResponse)(nil),    // 18: sampan.agent.v1.HealthResponse
-	(*HealthResult)(nil),      // 19: sampan.agent.v1.HealthResult
-	(*RemoveRequest)(nil),     // 20: sampan.agent.v1.RemoveRequest
-	(*VolumeRequest)(nil),     // 21: sampan.agent.v1.VolumeRequest
-	(*FreezeRequest)(nil),     // 22: sampan.agent.v1.FreezeRequest
-	(*ProcessesResponse)(nil), // 23: sampan.agent.v1.ProcessesResponse
-	(*ProcessInfo)(nil),       // 24: sampan.agent.v1.ProcessInfo
-	(*UsageResponse)(nil),     // 25: sampan.agent.v1.UsageResponse
-	(*DeviceUsage)(nil),       // 26: sampan.agent.v1.DeviceUsage
-	(*InterfaceUsage)(nil),    // 27: sampan.agent.v1.InterfaceUsage
-	(*LimitRequest)(nil),      // 28: sampan.agent.v1.LimitRequest
-	(*Files)(nil),             // 29: sampan.agent.v1.Files
-	(*StatRequest)(nil),       // 30: sampan.agent.v1.StatRequest
-	(*StatResponse)(nil),      // 31: sampan.agent.v1.StatResponse
-	(*PackRequest)(nil),       // 32: sampan.agent.v1.PackRequest
-	(*UnpackRequest)(nil),     // 33: sampan.agent.v1.UnpackRequest
-	(*ChangesRequest)(nil),    // 34: sampan.agent.v1.ChangesRequest
-	(*ChangesResponse)(nil),   // 35: sampan.agent.v1.ChangesResponse
-	(*Change)(nil),            // 36: sampan.agent.v1.Change
-	(*ClockRequest)(nil),      // 37: sampan.agent.v1.ClockRequest
-	(*ClockResponse)(nil),     // 38: sampan.agent.v1.ClockResponse
-	(*StatusResponse)(nil),    // 39: sampan.agent.v1.StatusResponse
-	(*PowerOffRequest)(nil),   // 40: sampan.agent.v1.PowerOffRequest
-	nil,                       // 41: sampan.agent.v1.StartRequest.FilesEntry
-	nil,                       // 42: sampan.agent.v1.UsageResponse.MemoryStatEntry
+	(*Network)(nil),           // 10: sampan.agent.v1.Network
+	(*Endpoint)(nil),          // 11: sampan.agent.v1.Endpoint
+	(*Resolver)(nil),          // 12: sampan.agent.v1.Resolver
+	(*ConnectRequest)(nil),    // 13: sampan.agent.v1.ConnectRequest
+	(*DisconnectRequest)(nil), // 14: sampan.agent.v1.DisconnectRequest
+	(*NetworkRequest)(nil),    // 15: sampan.agent.v1.NetworkRequest
+	(*StartResponse)(nil),     // 16: sampan.agent.v1.StartResponse
+	(*ExecRequest)(nil),       // 17: sampan.agent.v1.ExecRequest
+	(*ProcessRequest)(nil),    // 18: sampan.agent.v1.ProcessRequest
+	(*WaitResponse)(nil),      // 19: sampan.agent.v1.WaitResponse
+	(*SignalRequest)(nil),     // 20: sampan.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),     // 21: sampan.agent.v1.ResizeRequest
+	(*HealthRequest)(nil),     // 22: sampan.agent.v1.HealthRequest
+	(*HealthResponse)(nil),    // 23: sampan.agent.v1.HealthResponse
+	(*HealthResult)(nil),      // 24: sampan.agent.v1.HealthResult
+	(*RemoveRequest)(nil),     // 25: sampan.agent.v1.RemoveRequest
+	(*VolumeRequest)(nil),     // 26: sampan.agent.v1.VolumeRequest
+	(*FreezeRequest)(nil),     // 27: sampan.agent.v1.FreezeRequest
+	(*ProcessesResponse)(nil), // 28: sampan.agent.v1.ProcessesResponse
+	(*ProcessInfo)(nil),       // 29: sampan.agent.v1.ProcessInfo
+	(*UsageResponse)(nil),     // 30: sampan.agent.v1.UsageResponse
+	(*DeviceUsage)(nil),       // 31: sampan.agent.v1.DeviceUsage
+	(*InterfaceUsage)(nil),    // 32: sampan.agent.v1.InterfaceUsage
+	(*LimitRequest)(nil),      // 33: sampan.agent.v1.LimitRequest
+	(*Files)(nil),             // 34: sampan.agent.v1.Files
+	(*StatRequest)(nil),       // 35: sampan.agent.v1.StatRequest
+	(*StatResponse)(nil),      // 36: sampan.agent.v1.StatResponse
+	(*PackRequest)(nil),       // 37: sampan.agent.v1.PackRequest
+	(*UnpackRequest)(nil),     // 38: sampan.agent.v1.UnpackRequest
+	(*ChangesRequest)(nil),    // 39: sampan.agent.v1.ChangesRequest
+	(*ChangesResponse)(nil),   // 40: sampan.agent.v1.ChangesResponse
+	(*Change)(nil),            // 41: sampan.agent.v1.Change
+	(*ClockRequest)(nil),      // 42: sampan.agent.v1.ClockRequest
+	(*ClockResponse)(nil),     // 43: sampan.agent.v1.ClockResponse
+	(*StatusResponse)(nil),    // 44: sampan.agent.v1.StatusResponse
+	(*PowerOffRequest)(nil),   // 45: sampan.agent.v1.PowerOffRequest
+	nil,                       // 46: sampan.agent.v1.StartRequest.FilesEntry
+	nil,                       // 47: sampan.agent.v1.Endpoint.LinksEntry
+	nil,                       // 48: sampan.agent.v1.UsageResponse.MemoryStatEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	3,  // 0: sampan.agent.v1.ConfigureRequest.uplink:type_name -> sampan.agent.v1.Uplink
 	5,  // 1: sampan.agent.v1.ConfigureResponse.stages:type_name -> sampan.agent.v1.BootStage
-	41, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
-	10, // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
+	46, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
+	11, // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
 	8,  // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
 	9,  // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
 	7,  // 6: sampan.agent.v1.StartRequest.health:type_name -> sampan.agent.v1.HealthCheck
-	8,  // 7: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
-	9,  // 8: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	9,  // 9: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	19, // 10: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
-	24, // 11: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
-	42, // 12: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
-	26, // 13: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
-	27, // 14: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
-	29, // 15: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
-	29, // 16: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
-	0,  // 17: sampan.agent.v1.PackRequest.what:type_name -> sampan.agent.v1.PackRequest.What
-	29, // 18: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
-	29, // 19: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
-	36, // 20: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
-	2,  // 21: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
-	6,  // 22: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
-	12, // 23: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
-	13, // 24: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
-	15, // 25: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
-	16, // 26: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
-	17, // 27: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
-	20, // 28: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
-	21, // 29: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
-	22, // 30: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
-	13, // 31: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
-	13, // 32: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
-	28, // 33: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
-	30, // 34: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
-	32, // 35: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
-	33, // 36: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
-	34, // 37: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
-	37, // 38: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
-	1,  // 39: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
-	40, // 40: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
-	4,  // 41: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
-	11, // 42: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
-	11, // 43: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
-	14, // 44: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
-	1,  // 45: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
-	1,  // 46: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
-	18, // 47: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
-	1,  // 48: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
-	1,  // 49: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
-	1,  // 50: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
-	23, // 51: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
-	25, // 52: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
-	1,  // 53: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
-	31, // 54: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
-	1,  // 55: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
-	1,  // 56: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
-	35, // 57: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
-	38, // 58: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
-	39, // 59: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
-	1,  // 60: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
-	41, // [41:61] is the sub-list for method output_type
-	21, // [21:41] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	12, // 7: sampan.agent.v1.StartRequest.resolver:type_name -> sampan.agent.v1.Resolver
+	10, // 8: sampan.agent.v1.Endpoint.network:type_name -> sampan.agent.v1.Network
+	47, // 9: sampan.agent.v1.Endpoint.links:type_name -> sampan.agent.v1.Endpoint.LinksEntry
+	11, // 10: sampan.agent.v1.ConnectRequest.endpoint:type_name -> sampan.agent.v1.Endpoint
+	12, // 11: sampan.agent.v1.ConnectRequest.resolver:type_name -> sampan.agent.v1.Resolver
+	8,  // 12: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
+	9,  // 13: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	9,  // 14: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	24, // 15: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
+	29, // 16: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
+	48, // 17: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
+	31, // 18: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
+	32, // 19: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
+	34, // 20: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
+	34, // 21: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
+	0,  // 22: sampan.agent.v1.PackRequest.what:type_name -> sampan.agent.v1.PackRequest.What
+	34, // 23: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
+	34, // 24: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
+	41, // 25: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
+	2,  // 26: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
+	6,  // 27: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
+	17, // 28: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
+	18, // 29: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
+	20, // 30: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
+	21, // 31: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
+	22, // 32: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
+	25, // 33: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
+	26, // 34: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
+	27, // 35: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
+	18, // 36: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
+	18, // 37: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
+	33, // 38: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
+	35, // 39: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
+	37, // 40: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
+	38, // 41: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
+	39, // 42: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
+	13, // 43: sampan.agent.v1.Agent.Connect:input_type -> sampan.agent.v1.ConnectRequest
+	14, // 44: sampan.agent.v1.Agent.Disconnect:input_type -> sampan.agent.v1.DisconnectRequest
+	15, // 45: sampan.agent.v1.Agent.RemoveNetwork:input_type -> sampan.agent.v1.NetworkRequest
+	42, // 46: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
+	1,  // 47: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
+	45, // 48: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
+	4,  // 49: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
+	16, // 50: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
+	16, // 51: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
+	19, // 52: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
+	1,  // 53: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
+	1,  // 54: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
+	23, // 55: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
+	1,  // 56: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
+	1,  // 57: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
+	1,  // 58: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
+	28, // 59: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
+	30, // 60: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
+	1,  // 61: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
+	36, // 62: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
+	1,  // 63: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
+	1,  // 64: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
+	40, // 65: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
+	1,  // 66: sampan.agent.v1.Agent.Connect:output_type -> sampan.agent.v1.Empty
+	1,  // 67: sampan.agent.v1.Agent.Disconnect:output_type -> sampan.agent.v1.Empty
+	1,  // 68: sampan.agent.v1.Agent.RemoveNetwork:output_type -> sampan.agent.v1.Empty
+	43, // 69: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
+	44, // 70: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
+	1,  // 71: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
+	49, // [49:72] is the sub-list for method output_type
+	26, // [26:49] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3316,7 +3712,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   42,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

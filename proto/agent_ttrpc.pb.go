@@ -25,6 +25,9 @@ type AgentService interface {
 	Pack(context.Context, *PackRequest) (*Empty, error)
 	Unpack(context.Context, *UnpackRequest) (*Empty, error)
 	Changes(context.Context, *ChangesRequest) (*ChangesResponse, error)
+	Connect(context.Context, *ConnectRequest) (*Empty, error)
+	Disconnect(context.Context, *DisconnectRequest) (*Empty, error)
+	RemoveNetwork(context.Context, *NetworkRequest) (*Empty, error)
 	Clock(context.Context, *ClockRequest) (*ClockResponse, error)
 	Status(context.Context, *Empty) (*StatusResponse, error)
 	PowerOff(context.Context, *PowerOffRequest) (*Empty, error)
@@ -151,6 +154,27 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.Changes(ctx, &req)
+			},
+			"Connect": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ConnectRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Connect(ctx, &req)
+			},
+			"Disconnect": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req DisconnectRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Disconnect(ctx, &req)
+			},
+			"RemoveNetwork": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req NetworkRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.RemoveNetwork(ctx, &req)
 			},
 			"Clock": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req ClockRequest
@@ -318,6 +342,30 @@ func (c *agentClient) Unpack(ctx context.Context, req *UnpackRequest) (*Empty, e
 func (c *agentClient) Changes(ctx context.Context, req *ChangesRequest) (*ChangesResponse, error) {
 	var resp ChangesResponse
 	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Changes", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Connect(ctx context.Context, req *ConnectRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Connect", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Disconnect(ctx context.Context, req *DisconnectRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Disconnect", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) RemoveNetwork(ctx context.Context, req *NetworkRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "RemoveNetwork", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

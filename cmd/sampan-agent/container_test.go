@@ -274,7 +274,7 @@ func (g *guest) testErrors(t *testing.T) {
 }
 
 func (g *guest) testService(t *testing.T) {
-	endpoint := &proto.Endpoint{Bridge: "sb0", Gateway: "172.30.0.1/24", Address: "172.30.0.2/24", Mac: "02:42:ac:1e:00:02", Name: "eth0"}
+	endpoint := &proto.Endpoint{Network: &proto.Network{Id: "net0", Bridge: "sb0", Gateways: []string{"172.30.0.1/24"}}, Addresses: []string{"172.30.0.2/24"}, Mac: "02:42:ac:1e:00:02", Name: "eth0"}
 	stdout, stderr, err := g.start("web", containerSpec("/bin/httpd", "-f", "-p", "80", "-h", "/www"), func(r *proto.StartRequest) {
 		r.Endpoints = []*proto.Endpoint{endpoint}
 		r.Init = true
@@ -334,7 +334,7 @@ func (g *guest) testOutbound(t *testing.T) {
 	join := func(net, host string) func(*proto.StartRequest) {
 		return func(r *proto.StartRequest) {
 			r.Endpoints = []*proto.Endpoint{{
-				Bridge: "sb" + net, Gateway: "172.30." + net + ".1/24", Address: "172.30." + net + "." + host + "/24",
+				Network: &proto.Network{Id: "net" + net, Bridge: "sb" + net, Gateways: []string{"172.30." + net + ".1/24"}}, Addresses: []string{"172.30." + net + "." + host + "/24"},
 				Mac: "02:42:ac:1e:0" + net + ":0" + host, Name: "eth0",
 			}}
 		}

@@ -13,7 +13,6 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
 	"github.com/spf13/pflag"
 )
@@ -22,7 +21,7 @@ import (
 // They become one API request; nothing here talks to the daemon.
 type createFlags struct {
 	name, hostname, domainname, user, workdir, entrypoint string
-	network, pull, cidfile, stopSignal, restart           string
+	pull, cidfile, stopSignal, restart                    string
 	ipc, pid, uts, cgroupns                               string
 	interactive, tty, init, readOnly, privileged, remove  bool
 	publishAll, quiet                                     bool
@@ -39,6 +38,7 @@ type createFlags struct {
 	env, envFiles, volumes, publish, expose, labels       []string
 	tmpfs, capAdd, capDrop, addHosts, securityOpt         []string
 	dns, dnsOptions, dnsSearch, groupAdd, sysctls         []string
+	networks                                              networkFlags
 	changed                                               func(name string) bool
 }
 
@@ -75,7 +75,6 @@ func (f *createFlags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.memoryReservation, "memory-reservation", "Memory soft limit")
 	fs.Var(&f.memorySwap, "memory-swap", "Swap limit equal to memory plus swap: '-1' to enable unlimited swap")
 	fs.StringVar(&f.name, "name", "", "Assign a name to the container")
-	fs.StringVar(&f.network, "network", "", "Connect a container to a network")
 	fs.StringVar(&f.pid, "pid", "", "PID namespace to use")
 	fs.Int64Var(&f.pidsLimit, "pids-limit", 0, "Tune container pids limit (set -1 for unlimited)")
 	fs.BoolVar(&f.privileged, "privileged", false, "Give extended privileges to this container")
@@ -98,6 +97,7 @@ func (f *createFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.uts, "uts", "", "UTS namespace to use")
 	listVar(fs, &f.volumes, "volume", "v", "Bind mount a volume")
 	fs.StringVarP(&f.workdir, "workdir", "w", "", "Working directory inside the container")
+	f.networks.register(fs)
 	f.changed = fs.Changed
 }
 
@@ -121,7 +121,11 @@ func (f *createFlags) request(args []string, getenv func(string) (string, bool))
 	if host.Binds, err = f.binds(cfg); err != nil {
 		return none, err
 	}
-	return client.ContainerCreateOptions{Config: cfg, HostConfig: host, Name: f.name}, nil
+	req := client.ContainerCreateOptions{Config: cfg, HostConfig: host, Name: f.name}
+	if err := f.networks.apply(&req); err != nil {
+		return none, err
+	}
+	return req, nil
 }
 
 func (f *createFlags) config(args []string, getenv func(string) (string, bool)) (*container.Config, error) {
@@ -175,15 +179,11 @@ func (f *createFlags) hostConfig() (*container.HostConfig, error) {
 	if f.logDriver == "none" && len(f.logOpts) > 0 {
 		return nil, errors.New("invalid logging opts for driver none")
 	}
-	mode := f.network
-	if mode == "" {
-		mode = network.NetworkDefault
-	}
 	h := &container.HostConfig{
 		LogConfig:       container.LogConfig{Type: f.logDriver, Config: keyValues(f.logOpts)},
 		ContainerIDFile: f.cidfile, AutoRemove: f.remove, RestartPolicy: restart,
-		NetworkMode: container.NetworkMode(mode), PublishAllPorts: f.publishAll,
-		CapAdd: f.capAdd, CapDrop: f.capDrop, Privileged: f.privileged, ReadonlyRootfs: f.readOnly,
+		PublishAllPorts: f.publishAll,
+		CapAdd:          f.capAdd, CapDrop: f.capDrop, Privileged: f.privileged, ReadonlyRootfs: f.readOnly,
 		SecurityOpt: security, ExtraHosts: hosts, GroupAdd: f.groupAdd,
 		DNS: dns, DNSOptions: f.dnsOptions, DNSSearch: f.dnsSearch,
 		IpcMode: container.IpcMode(f.ipc), PidMode: container.PidMode(f.pid), UTSMode: container.UTSMode(f.uts),

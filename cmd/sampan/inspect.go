@@ -23,11 +23,11 @@ func newInspectCommand(a *app) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "inspect [OPTIONS] NAME|ID [NAME|ID...]",
-		Short: "Return low-level information on containers, images and volumes",
+		Short: "Return low-level information on containers, images, networks and volumes",
 		Args:  argCount(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if cmd.Flags().Changed("type") && !slices.Contains([]string{"container", "image", "volume"}, kind) {
-				return fmt.Errorf(`unknown type: %q: must be one of "container", "image", "volume"`, kind)
+			if cmd.Flags().Changed("type") && !slices.Contains([]string{"container", "image", "network", "volume"}, kind) {
+				return fmt.Errorf(`unknown type: %q: must be one of "container", "image", "network", "volume"`, kind)
 			}
 			return a.inspect(cmd.Context(), args, format, func(ctx context.Context, docker *client.Client, name string) (inspected, error) {
 				return inspectAny(ctx, docker, name, kind, size)
@@ -111,7 +111,7 @@ func (a *app) inspectTemplate(t *template.Template, obj inspected) error {
 	return err
 }
 
-// inspectAny looks for a container, then an image, then a volume.
+// inspectAny looks for a container, then an image, a network, a volume.
 func inspectAny(ctx context.Context, docker *client.Client, name, kind string, size bool) (inspected, error) {
 	kinds := []struct {
 		kind string
@@ -122,6 +122,7 @@ func inspectAny(ctx context.Context, docker *client.Client, name, kind string, s
 			return inspected{res.Container, res.Raw}, err
 		}},
 		{"image", imageInspector(nil)},
+		{"network", inspectNetwork},
 		{"volume", inspectVolume},
 	}
 	for _, k := range kinds {
@@ -147,6 +148,14 @@ func imageInspector(p *ocispec.Platform) inspectFunc {
 		res, err := docker.ImageInspect(ctx, name, opts...)
 		return inspected{res.InspectResponse, raw.Bytes()}, err
 	}
+}
+
+func inspectNetwork(ctx context.Context, docker *client.Client, name string) (inspected, error) {
+	if strings.ContainsAny(name, "/:@") {
+		return inspected{}, errdefs.ErrNotFound // no network has such a name
+	}
+	res, err := docker.NetworkInspect(ctx, name, client.NetworkInspectOptions{})
+	return inspected{res.Network, res.Raw}, err
 }
 
 func inspectVolume(ctx context.Context, docker *client.Client, name string) (inspected, error) {

@@ -126,7 +126,7 @@ func TestInspect(t *testing.T) {
 		{[]string{"inspect", "gone"}, result{1, "[]\n", "Error: No such object: gone\n"}},
 		{[]string{"inspect", "--type", "image", "gone"}, result{1, "[]\n", "Error response from daemon: No such image: i\n"}},
 		{[]string{"inspect", "-f", "{{", "c"}, result{64, "", "template parsing error: template: :1: unclosed action\n"}},
-		{[]string{"inspect", "--type", "foo", "c"}, result{1, "", "unknown type: \"foo\": must be one of \"container\", \"image\", \"volume\"\n"}},
+		{[]string{"inspect", "--type", "foo", "c"}, result{1, "", "unknown type: \"foo\": must be one of \"container\", \"image\", \"network\", \"volume\"\n"}},
 	}
 	for _, tt := range tests {
 		if got := f.run(t, "", tt.args...); got != tt.want {

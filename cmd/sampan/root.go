@@ -65,7 +65,7 @@ func newRootCommand(a *app) *cobra.Command {
 	}
 	add("common", newRunCommand(a), newExecCommand(a), newPsCommand(a), newPullCommand(a),
 		newPushCommand(a), newImagesCommand(a), newLoginCommand(a), newLogoutCommand(a), newVersionCommand(a), newInfoCommand(a))
-	add("manage", newContainerCommand(a), newImageCommand(a), newMachineCommand(a), newSystemCommand(a), newVolumeCommand(a))
+	add("manage", newContainerCommand(a), newImageCommand(a), newMachineCommand(a), newNetworkCommand(a), newSystemCommand(a), newVolumeCommand(a))
 	add("other", newAttachCommand(a), newCommitCommand(a), newCpCommand(a), newCreateCommand(a), newDiffCommand(a), newEventsCommand(a),
 		newExportCommand(a), newHistoryCommand(a), newImportCommand(a), newInspectCommand(a), newKillCommand(a), newLoadCommand(a),
 		newLogsCommand(a), newPauseCommand(a), newPortCommand(a), newRenameCommand(a), newRestartCommand(a), newRmCommand(a),

@@ -136,6 +136,8 @@ func assemble(h *home, log *slog.Logger) (*parts, error) {
 		HostGateway: virtual.HostLoopback(),
 		Warnings:    virtual.Warnings,
 		NoMirror:    !cfg.Network.Mirror,
+		Uplink:      virtual.Subnet(),
+		Routes:      virtual.HostRoutes,
 		Arch:        runtime.GOARCH,
 		Log:         log,
 	})

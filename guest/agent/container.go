@@ -149,6 +149,9 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 	if err != nil {
 		return 0, err
 	}
+	if err := s.shareNetwork(spec); err != nil {
+		return 0, err
+	}
 	check, checkSpec, err := healthCheck(req.Health)
 	if err != nil {
 		return 0, err
@@ -182,7 +185,8 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 		},
 	}
 	if len(req.Endpoints) > 0 {
-		cfg.NetNS = func(pid int) error { return s.join(pid, req.Endpoints) }
+		undo.add(func() { s.logError(s.network.Leave(c.id)) })
+		cfg.NetNS = func(pid int) error { return s.join(c.id, pid, req) }
 	}
 	ctr, err := s.cfg.Runtime.Create(ctx, cfg, stdio.child)
 	stdio.closeChild()
@@ -235,19 +239,25 @@ func parseSpec(req *proto.StartRequest) (*specs.Spec, error) {
 	return spec, nil
 }
 
-// join gives a process its network. The first one waits for the firewall, which
-// may still be on its way.
-func (s *Service) join(pid int, endpoints []*proto.Endpoint) error {
+// join gives a container's process its network, and takes it from one that has
+// died before. The machine's first waits for the firewall, which may still be on
+// its way.
+func (s *Service) join(id string, pid int, req *proto.StartRequest) error {
 	if err := s.later(); err != nil {
 		return err
 	}
-	return s.network.Join(pid, endpoints)
+	if err := s.network.Leave(id); err != nil {
+		return err
+	}
+	return s.network.Join(id, pid, req.Endpoints, req.Resolver)
 }
 
 // watch waits for the end of a container and takes it down.
 func (s *Service) watch(c *container, ctr *runtime.Container, stdio *stdio, root *rootfs) {
 	defer close(c.gone)
 	st, err := ctr.Process().Wait(context.Background())
+	// Before anybody hears of the end, and gives its addresses to others.
+	s.logError(s.network.Leave(c.id))
 	c.first.ended(st, ctr.OOMKilled(), err)
 	stdio.closeStdin()
 	closeConsole(ctr.Process())

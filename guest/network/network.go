@@ -1,28 +1,31 @@
 // Package network connects containers inside the guest: a bridge per network,
-// a pair of virtual interfaces per container and network, and one nftables
-// table that lets containers out by the guest's own network card.
+// a pair of virtual interfaces per container and network, one nftables table
+// that lets containers out by the guest's own network card, and a server of
+// names for the containers of networks that want one.
 //
 //	container eth0 ── veth ── bridge (gateway address) ── nftables ── uplink
+//	          127.0.0.11 ── the agent's sockets, made in the container's namespace
 //
 // Everything is declarative and idempotent: a bridge that exists is adjusted,
 // the table is replaced as a whole. Nothing here runs a program.
 //
 // Hazard: what belongs to a container's network namespace is done through a
 // socket made inside it; the thread that makes the socket is there only for
-// that moment.
+// that moment, and in no other namespace of the container's: nobody in it can
+// see the agent.
 package network
 
 import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net"
-	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"sampan/proto"
@@ -31,24 +34,29 @@ import (
 // Network is the guest's network. Its methods may be called from several
 // goroutines.
 type Network struct {
-	mtu    int
-	uplink string // interface to the outside, or ""
+	mtu     int
+	uplink  string   // interface to the outside, or ""
+	servers []string // the uplink's name servers, as HOST:PORT
 
-	mu      sync.Mutex
-	bridges map[string]bridge
-	veths   atomic.Uint64 // names given so far
+	veths atomic.Uint64 // names given so far
+	turns atomic.Uint32 // of those who share a name
+
+	mu    sync.Mutex
+	nets  map[string]*bridged // by ID
+	boxes map[string]*box     // by container
 }
 
-// bridge is one that is up.
-type bridge struct {
-	index   int
-	gateway string
+// bridged is a network whose bridge is up.
+type bridged struct {
+	spec  *proto.Network
+	index int                  // of the bridge
+	ends  map[string]*endpoint // by container
 }
 
 // New brings the uplink up and returns the network. Without an uplink,
 // containers reach each other only.
 func New(u *proto.Uplink) (*Network, error) {
-	n := &Network{bridges: map[string]bridge{}}
+	n := &Network{nets: map[string]*bridged{}, boxes: map[string]*box{}}
 	if u == nil {
 		return n, nil
 	}
@@ -56,14 +64,41 @@ func New(u *proto.Uplink) (*Network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("uplink: %w", err)
 	}
-	n.uplink, n.mtu = name, int(u.Mtu)
+	n.uplink, n.mtu, n.servers = name, int(u.Mtu), serverAddresses(u.Dns)
 	return n, nil
+}
+
+// serverAddresses adds the port of DNS.
+func serverAddresses(ips []string) []string {
+	list := make([]string, 0, len(ips))
+	for _, ip := range ips {
+		list = append(list, net.JoinHostPort(ip, "53"))
+	}
+	return list
 }
 
 // Allow puts the firewall up. It needs the kernel's nftables, which the boot
 // may load after New.
 func (n *Network) Allow() error {
-	if err := replaceTable(n.uplink); err != nil {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.firewallLocked("")
+}
+
+// firewallLocked replaces the firewall by what the networks want, and one more
+// internal bridge.
+func (n *Network) firewallLocked(internal string) error {
+	var closed []string
+	for _, b := range n.nets {
+		if b.spec.Internal {
+			closed = append(closed, b.spec.Bridge)
+		}
+	}
+	if internal != "" {
+		closed = append(closed, internal)
+	}
+	slices.Sort(closed)
+	if err := replaceTable(n.uplink, closed); err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
 	return nil
@@ -86,7 +121,7 @@ func uplinkUp(u *proto.Uplink) (string, error) {
 	if err := addAddress(nil, link, u.Address); err != nil {
 		return "", err
 	}
-	return link.Attrs().Name, addDefaultRoute(nil, link, u.Gateway)
+	return link.Attrs().Name, setDefaultRoute(nil, link.Attrs().Index, u.Gateway)
 }
 
 func linkByMAC(mac string) (netlink.Link, error) {
@@ -106,28 +141,67 @@ func linkByMAC(mac string) (netlink.Link, error) {
 	return nil, fmt.Errorf("no network card has the address %s", mac)
 }
 
-// Prepare makes sure that the bridge of an endpoint is up.
-func (n *Network) Prepare(e *proto.Endpoint) error {
+// Prepare makes sure that a network's bridge is up.
+func (n *Network) Prepare(spec *proto.Network) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	_, err := n.bridgeLocked(e)
+	_, err := n.bridgeLocked(spec)
 	return err
 }
 
-func (n *Network) bridgeLocked(e *proto.Endpoint) (bridge, error) {
-	if b, ok := n.bridges[e.Bridge]; ok && b.gateway == e.Gateway {
+func (n *Network) bridgeLocked(spec *proto.Network) (*bridged, error) {
+	if b := n.nets[spec.GetId()]; b != nil {
 		return b, nil
 	}
-	link, err := makeBridge(e.Bridge, n.mtu)
+	if spec.GetId() == "" || spec.Bridge == "" {
+		return nil, errors.New("network without ID or bridge")
+	}
+	if spec.Internal { // nothing of it may leave in between
+		if err := n.firewallLocked(spec.Bridge); err != nil {
+			return nil, err
+		}
+	}
+	link, err := makeBridge(spec.Bridge, n.mtuOf(spec))
 	if err != nil {
-		return bridge{}, fmt.Errorf("bridge %s: %w", e.Bridge, err)
+		return nil, fmt.Errorf("bridge %s: %w", spec.Bridge, err)
 	}
-	if err := addAddress(nil, link, e.Gateway); err != nil {
-		return bridge{}, fmt.Errorf("bridge %s: %w", e.Bridge, err)
+	for _, gw := range spec.Gateways {
+		if err := addAddress(nil, link, gw); err != nil {
+			return nil, errors.Join(fmt.Errorf("bridge %s: %w", spec.Bridge, err), netlink.LinkDel(link))
+		}
 	}
-	b := bridge{link.Attrs().Index, e.Gateway}
-	n.bridges[e.Bridge] = b
+	b := &bridged{spec: spec, index: link.Attrs().Index, ends: map[string]*endpoint{}}
+	n.nets[spec.Id] = b
 	return b, nil
+}
+
+func (n *Network) mtuOf(spec *proto.Network) int {
+	if spec.Mtu != 0 {
+		return int(spec.Mtu)
+	}
+	return n.mtu
+}
+
+// Remove deletes a network that no container is in. Idempotent.
+func (n *Network) Remove(id string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	b := n.nets[id]
+	if b == nil {
+		return nil
+	}
+	if len(b.ends) > 0 {
+		return fmt.Errorf("network %s is in use by container %s", b.spec.Name, slices.Min(slices.Collect(maps.Keys(b.ends))))
+	}
+	err := netlink.LinkDel(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Index: b.index}})
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete bridge %s: %w", b.spec.Bridge, err)
+	}
+	delete(n.nets, id)
+	if b.spec.Internal {
+		return n.firewallLocked("")
+	}
+	return nil
 }
 
 // makeBridge makes a bridge or returns the one that exists.
@@ -157,71 +231,7 @@ func bridgeMAC(name string) net.HardwareAddr {
 	return net.HardwareAddr(h.Sum([]byte{0x02, 0x42}))
 }
 
-// Join gives the network namespace of the process pid an interface per
-// endpoint; the first endpoint has the default route. Interfaces end with the
-// namespace.
-func (n *Network) Join(pid int, endpoints []*proto.Endpoint) error {
-	if len(endpoints) == 0 {
-		return nil
-	}
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	h, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("enter network namespace: %w", err)
-	}
-	defer h.Close()
-	for i, e := range endpoints {
-		if err := n.join(h, ns, e, i == 0); err != nil {
-			return fmt.Errorf("interface %s on %s: %w", e.Name, e.Bridge, err)
-		}
-	}
-	return nil
-}
-
-func (n *Network) join(h *netlink.Handle, ns *os.File, e *proto.Endpoint, first bool) error {
-	n.mu.Lock()
-	b, err := n.bridgeLocked(e)
-	n.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	mac, err := net.ParseMAC(e.Mac)
-	if err != nil {
-		return err
-	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = fmt.Sprintf("veth%x", n.veths.Add(1))
-	attrs.MTU, attrs.MasterIndex, attrs.Flags = n.mtu, b.index, net.FlagUp
-	veth := netlink.NewVeth(attrs)
-	veth.PeerName, veth.PeerHardwareAddr, veth.PeerNamespace = e.Name, mac, netlink.NsFd(ns.Fd())
-	if err := netlink.LinkAdd(veth); err != nil {
-		return err
-	}
-	link, err := h.LinkByName(e.Name)
-	if err != nil {
-		return err
-	}
-	if err := addAddress(h, link, e.Address); err != nil {
-		return err
-	}
-	if err := h.LinkSetUp(link); err != nil {
-		return err
-	}
-	if !first || e.Gateway == "" {
-		return nil
-	}
-	gw, _, err := net.ParseCIDR(e.Gateway)
-	if err != nil {
-		return err
-	}
-	return addDefaultRoute(h, link, gw.String())
-}
-
-// handle is here or, when h is nil, the guest's own namespace.
+// handle is h or, when h is nil, the guest's own namespace.
 func handle(h *netlink.Handle) *netlink.Handle {
 	if h == nil {
 		return &netlink.Handle{} // opens a socket per request
@@ -234,20 +244,22 @@ func addAddress(h *netlink.Handle, link netlink.Link, cidr string) error {
 	if err != nil {
 		return fmt.Errorf("address %q: %w", cidr, err)
 	}
+	if addr.IP.To4() == nil {
+		addr.Flags = unix.IFA_F_NODAD // the host sees to it that it's the only one
+	}
 	if err := handle(h).AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add address %s: %w", cidr, err)
 	}
 	return nil
 }
 
-func addDefaultRoute(h *netlink.Handle, link netlink.Link, gateway string) error {
+func setDefaultRoute(h *netlink.Handle, index int, gateway string) error {
 	ip := net.ParseIP(gateway)
 	if ip == nil {
 		return fmt.Errorf("gateway %q: not an IP address", gateway)
 	}
-	err := handle(h).RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: ip})
-	if err != nil {
-		return fmt.Errorf("add default route by %s: %w", gateway, err)
+	if err := handle(h).RouteReplace(&netlink.Route{LinkIndex: index, Gw: ip}); err != nil {
+		return fmt.Errorf("set default route by %s: %w", gateway, err)
 	}
 	return nil
 }

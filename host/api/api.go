@@ -119,7 +119,12 @@ func (s *server) routes() []route {
 		{"DELETE /volumes/{name}", s.volumeRemove},
 
 		{"GET /networks", s.networkList},
+		{"POST /networks/create", s.networkCreate},
+		{"POST /networks/prune", s.networkPrune},
 		{"GET /networks/{name}", s.networkInspect},
+		{"DELETE /networks/{name}", s.networkRemove},
+		{"POST /networks/{name}/connect", s.networkConnect},
+		{"POST /networks/{name}/disconnect", s.networkDisconnect},
 
 		{"POST /sampan/machine/check", s.imageCheck},
 		{"GET /sampan/machine", s.machineStatus},

@@ -51,7 +51,7 @@ func (m *fakeMachine) Guest(ctx context.Context) (engine.Guest, error) {
 	if m.guest == nil {
 		m.boots++
 		m.guest = &fakeGuest{
-			done: make(chan struct{}), procs: map[string]*process{},
+			done: make(chan struct{}), procs: map[string]*process{}, networkNames: map[string]string{},
 			checks: map[string]*proto.HealthCheck{}, health: make(chan *proto.HealthResult),
 		}
 	}
@@ -108,6 +108,38 @@ type fakeGuest struct {
 	checks  map[string]*proto.HealthCheck // asked for, by container
 	// health is what checks find, for whichever container asks.
 	health chan *proto.HealthResult
+	// networks are what was told of them.
+	networks     []string
+	networkNames map[string]string // by ID
+}
+
+// heard notes what was told of a network.
+func (g *fakeGuest) heard(format string, args ...any) {
+	g.mu.Lock()
+	g.networks = append(g.networks, fmt.Sprintf(format, args...))
+	g.mu.Unlock()
+}
+
+func (g *fakeGuest) networkName(id string) string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.networkNames[id]
+}
+
+func (g *fakeGuest) Connect(_ context.Context, req *proto.ConnectRequest) (*proto.Empty, error) {
+	e := req.Endpoint
+	g.heard("connect %s %s %v %v %v", e.Network.Name, e.Name, e.Addresses, e.Names, e.Links)
+	return &proto.Empty{}, nil
+}
+
+func (g *fakeGuest) Disconnect(_ context.Context, req *proto.DisconnectRequest) (*proto.Empty, error) {
+	g.heard("disconnect %s", g.networkName(req.Network))
+	return &proto.Empty{}, nil
+}
+
+func (g *fakeGuest) RemoveNetwork(_ context.Context, req *proto.NetworkRequest) (*proto.Empty, error) {
+	g.heard("remove %s", g.networkName(req.Id))
+	return &proto.Empty{}, nil
 }
 
 func (g *fakeGuest) Done() <-chan struct{} { return g.done }
@@ -177,6 +209,19 @@ func (g *fakeGuest) Start(ctx context.Context, req *proto.StartRequest) (*proto.
 	g.mu.Lock()
 	g.checks[req.Id] = req.Health
 	g.mu.Unlock()
+	for _, e := range req.Endpoints {
+		if e.Network.Resolve { // the default bridge is in most tests, and told of in none
+			g.heard("start %s %s %v %v %v", e.Network.Name, e.Name, e.Addresses, e.Names, e.Links)
+		}
+		g.mu.Lock()
+		g.networkNames[e.Network.Id] = e.Network.Name
+		g.mu.Unlock()
+	}
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Path != "" {
+			g.heard("share %s", ns.Path)
+		}
+	}
 	return g.run(ctx, req.Id, "", spec.Process, req.Streams)
 }
 

@@ -142,11 +142,11 @@ func TestEvents(t *testing.T) {
 		}
 	}
 	want(d.events(time.Now(), "container destroy", func() { d.docker(nil, "run", "--rm", "img", "exit", "3") }),
-		"container create", "container attach", "container start", "container die 3", "container destroy")
+		"container create", "container attach", "network connect", "container start", "container die 3", "network disconnect", "container destroy")
 	want(d.events(time.Now(), "container stop", func() { d.ok("run", "-d", "--name", "cc", "img", "sleep"); d.ok("stop", "cc") }),
-		"container create", "container start", "container kill", "container die 143", "container stop")
+		"container create", "network connect", "container start", "container kill", "container die 143", "network disconnect", "container stop")
 	want(d.events(time.Now(), "container destroy", func() { d.ok("start", "cc"); d.ok("rm", "-f", "cc") }),
-		"container start", "container kill", "container die 137", "container destroy")
+		"network connect", "container start", "container kill", "container die 137", "network disconnect", "container destroy")
 	want(d.events(time.Now(), "volume destroy", func() { d.ok("volume", "create", "vv"); d.ok("volume", "rm", "vv") }),
 		"volume create", "volume destroy")
 	d.ok("run", "-d", "--name", "up", "img", "sleep")

@@ -88,6 +88,8 @@ func (d *daemon) serve() {
 		Export:      func(string, bool) (engine.Export, error) { return fakeExport{}, nil },
 		DNS:         []netip.Addr{netip.MustParseAddr("192.168.127.1")},
 		HostGateway: netip.MustParseAddr("192.168.127.254"),
+		Uplink:      netip.MustParsePrefix("192.168.127.0/24"),
+		Routes:      func() []netip.Prefix { return nil },
 		Arch:        "amd64", Log: log,
 	})
 	if err != nil {

@@ -67,7 +67,7 @@ func TestWords(t *testing.T) {
 	d.refused("get nope: no such volume", "volume", "inspect", "nope")
 	d.refused("network nope not found", "network", "inspect", "nope")
 	d.refused("invalid filter 'nope'", "ps", "-f", "nope=1")
-	d.refused("is not supported", "network", "create", "n")
+	d.refused(`the network driver "macvlan" is not supported`, "network", "create", "-d", "macvlan", "n")
 	d.ok("rm", "-f", "up", "made")
 	d.ok("volume", "rm", "data")
 	d.ok("rmi", "img")
@@ -93,7 +93,6 @@ func TestUnsupported(t *testing.T) {
 		"HostConfig.BlkioWeight":             {"--blkio-weight", "100"},
 		"HostConfig.PidMode":                 {"--pid", "container:x"},
 		"HostConfig.IpcMode":                 {"--ipc", "host"},
-		`HostConfig.NetworkMode "container:`: {"--network", "container:x"},
 		"HostConfig.PortBindings of 53/sctp": {"-p", "53:53/sctp"},
 		"label sampan.proxy-protocol for":    {"-l", "sampan.proxy-protocol=53/udp"},
 		"HostConfig.OomKillDisable":          {"--oom-kill-disable", "-m", "10m"},

@@ -45,17 +45,3 @@ func (s *server) volumePrune(w http.ResponseWriter, r *http.Request) error {
 	report, err := s.Engine.VolumePrune(r.Context(), f)
 	return s.reply(w, http.StatusOK, report, err)
 }
-
-func (s *server) networkList(w http.ResponseWriter, r *http.Request) error {
-	f, err := filters(r)
-	if err != nil {
-		return err
-	}
-	list, err := s.Engine.NetworkList(f)
-	return s.reply(w, http.StatusOK, list, err)
-}
-
-func (s *server) networkInspect(w http.ResponseWriter, r *http.Request) error {
-	n, err := s.Engine.NetworkInspect(r.PathValue("name"))
-	return s.reply(w, http.StatusOK, n, err)
-}

@@ -17,7 +17,7 @@ func checkRequest(req *container.CreateRequest) error {
 	if err := checkHost(req.HostConfig); err != nil {
 		return err
 	}
-	return checkNetworking(req.HostConfig.NetworkMode, req.NetworkingConfig)
+	return checkSharedNetwork(req.Config, req.HostConfig)
 }
 
 // named is a field that is not supported when set.
@@ -99,7 +99,7 @@ func checkHost(h *container.HostConfig) error {
 	return refuse([]named{
 		{"HostConfig.VolumeDriver " + strconv.Quote(h.VolumeDriver), h.VolumeDriver != "" && h.VolumeDriver != "local"},
 		{"HostConfig.VolumesFrom", len(h.VolumesFrom) > 0},
-		{"HostConfig.Links", len(h.Links) > 0},
+		{"HostConfig.Links outside of user-defined networks", len(h.Links) > 0 && !h.NetworkMode.IsUserDefined() && !h.NetworkMode.IsContainer()},
 		{"HostConfig.Cgroup", h.Cgroup != ""},
 		{"HostConfig.StorageOpt", len(h.StorageOpt) > 0},
 		{"HostConfig.Runtime " + strconv.Quote(h.Runtime), h.Runtime != ""},
@@ -135,11 +135,6 @@ func checkSysctls(h *container.HostConfig) error {
 func checkModes(h *container.HostConfig) error {
 	if err := checkSysctls(h); err != nil {
 		return err
-	}
-	mode := h.NetworkMode
-	switch {
-	case mode.IsContainer():
-		return unsupported("HostConfig.NetworkMode %q", mode)
 	}
 	if !h.IpcMode.Valid() {
 		return invalid("invalid IPC mode: %s", h.IpcMode)
@@ -228,28 +223,31 @@ func hostPorts(s string) (r [2]int, err error) {
 	return [2]int{int(pr.Start()), int(pr.End())}, nil
 }
 
-func checkNetworking(mode container.NetworkMode, n *network.NetworkingConfig) error {
-	if n == nil {
+// checkSharedNetwork refuses what a container can't have that is in another's
+// network.
+func checkSharedNetwork(c *container.Config, h *container.HostConfig) error {
+	if h.NetworkMode.IsHost() && len(h.Links) > 0 {
+		return invalid("conflicting options: host type networking can't be used with links. This would result in undefined behavior")
+	}
+	if !h.NetworkMode.IsContainer() {
 		return nil
 	}
-	for name, ep := range n.EndpointsConfig {
-		if endpointNetwork(name) != endpointNetwork(string(mode)) {
-			return unsupported("NetworkingConfig for the network %q beside network mode %q", name, mode)
-		}
-		if ep == nil {
-			continue
-		}
-		if c := ep.IPAMConfig; c != nil && (c.IPv4Address.IsValid() || c.IPv6Address.IsValid() || len(c.LinkLocalIPs) > 0) {
-			return invalid("invalid config for network %s: invalid endpoint settings:\nuser specified IP address is supported only when connecting to networks with user configured subnets", endpointNetwork(name))
-		}
-		if len(ep.Aliases) > 0 {
-			return invalid("invalid config for network %s: invalid endpoint settings:\nnetwork-scoped aliases are only supported for user-defined networks", endpointNetwork(name))
-		}
-		if err := refuse([]named{
-			{"NetworkingConfig.Links", len(ep.Links) > 0},
-			{"NetworkingConfig.DriverOpts", len(ep.DriverOpts) > 0},
-		}); err != nil {
-			return err
+	if h.NetworkMode.ConnectedContainer() == "" {
+		return invalid("invalid network mode: invalid container format container:<name|id>")
+	}
+	for _, x := range []struct {
+		set  bool
+		text string
+	}{
+		{c.Hostname != "", "hostname and the network mode"},
+		{len(h.Links) > 0, "container type network can't be used with links. This would result in undefined behavior"},
+		{len(h.DNS) > 0, "dns and the network mode"},
+		{len(h.ExtraHosts) > 0, "custom host-to-IP mapping and the network mode"},
+		{len(h.PortBindings) > 0 || h.PublishAllPorts, "port publishing and the container type network mode"},
+		{len(c.ExposedPorts) > 0, "port exposing and the container type network mode"},
+	} {
+		if x.set {
+			return invalid("conflicting options: %s", x.text)
 		}
 	}
 	return nil

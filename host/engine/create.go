@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -55,10 +54,8 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 	if err := fill(&rec, img.Config); err != nil {
 		return none, err
 	}
-	if n := req.NetworkingConfig; n != nil {
-		for _, ep := range n.EndpointsConfig {
-			rec.Endpoint = ep
-		}
+	if rec.Networks, err = e.attachments(rec.HostConfig, req.NetworkingConfig); err != nil {
+		return none, err
 	}
 	if rec.Mounts, err = planMounts(rec.Config, rec.HostConfig); err != nil {
 		return none, err
@@ -67,7 +64,7 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 	if _, err := makeSpec(specInput{ID: rec.ID, Arch: e.cfg.Arch, Config: rec.Config, Host: rec.HostConfig, Args: rec.Args}); err != nil {
 		return none, err
 	}
-	if _, err := netFiles(&rec, bridgeGateway, e.cfg.DNS, e.cfg.HostGateway); err != nil {
+	if _, err := e.netFiles(&rec, nil); err != nil {
 		return none, err
 	}
 	if err := e.register(&rec, release); err != nil {
@@ -333,31 +330,37 @@ func (e *Engine) Rename(name, to string) error {
 	if !containerName.MatchString(to) {
 		return invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", to)
 	}
+	old, err := e.rename(c, to)
+	if err != nil {
+		return err
+	}
+	e.renameEndpoints(c)
+	e.emitContainer(c, events.ActionRename, map[string]string{"oldName": "/" + old})
+	return nil
+}
+
+// rename is the part of Rename that others must not see halfway.
+func (e *Engine) rename(c *ctr, to string) (old string, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	c.mu.Lock()
-	old := c.rec.Name
+	defer c.mu.Unlock()
+	old = c.rec.Name
 	if c.removing {
-		c.mu.Unlock()
-		return conflict("container is marked for removal and cannot be renamed")
+		return "", conflict("container is marked for removal and cannot be renamed")
 	}
 	if old == to {
-		c.mu.Unlock()
-		return invalid("Renaming a container with the same name as its current name")
+		return "", invalid("Renaming a container with the same name as its current name")
 	}
 	if err := e.nameLocked(to, c.id); err != nil {
-		c.mu.Unlock()
-		return err
+		return "", err
 	}
 	c.rec.Name = to
 	if err := e.save(c); err != nil {
 		c.rec.Name = old
 		delete(e.names, to)
-		c.mu.Unlock()
-		return errors.Join(err)
+		return "", err
 	}
 	delete(e.names, old)
-	c.mu.Unlock()
-	e.emitContainer(c, events.ActionRename, map[string]string{"oldName": "/" + old})
-	return nil
+	return old, nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
+	apinet "github.com/moby/moby/api/types/network"
 
 	"sampan/host/machine"
 	"sampan/host/network"
@@ -93,6 +94,11 @@ type Config struct {
 	NoMirror bool
 	// Warnings tell what outside the engine doesn't work. Optional.
 	Warnings func() []string
+	// Uplink is the subnet between this host and the guest.
+	Uplink netip.Prefix
+	// Routes are the subnets that the host can reach, which networks keep out
+	// of unless they are told to be there.
+	Routes func() []netip.Prefix
 	// Arch of the guest, as GOARCH.
 	Arch string
 	Log  *slog.Logger
@@ -106,7 +112,6 @@ type Engine struct {
 	log     *slog.Logger
 	events  *bus
 	purges  *purgeList
-	ipam    *ipam
 	ports   *network.Ports
 	mirror  mirror
 	// stopping says that the machine is being stopped on request: restart
@@ -123,6 +128,11 @@ type Engine struct {
 	volumes    map[string]*volumeRecord
 	execs      map[string]*exec
 	guest      Guest // last one seen
+
+	// netMu guards the networks and who is in them. No other lock is taken
+	// while it is held.
+	netMu    sync.Mutex
+	networks map[string]*networkState // by ID
 }
 
 // ctr is a container.
@@ -170,7 +180,7 @@ func New(cfg Config) (*Engine, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	e := &Engine{
 		cfg: cfg, machine: cfg.Machine, log: cfg.Log,
-		events: newBus(), ipam: newIPAM(), ports: network.NewPorts(cfg.Log),
+		events: newBus(), networks: map[string]*networkState{}, ports: network.NewPorts(cfg.Log),
 		ctx: ctx, cancel: cancel,
 		containers: map[string]*ctr{}, names: map[string]string{},
 		volumes: map[string]*volumeRecord{}, execs: map[string]*exec{},
@@ -178,7 +188,7 @@ func New(cfg Config) (*Engine, error) {
 	if err := os.RemoveAll(e.tmp()); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
-	for _, dir := range []string{"containers", "volumes", "tmp"} {
+	for _, dir := range []string{"containers", "volumes", "networks", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Home, dir), 0o700); err != nil {
 			return nil, fmt.Errorf("open engine: %w", err)
 		}
@@ -187,7 +197,7 @@ func New(cfg Config) (*Engine, error) {
 	if e.purges, err = loadPurges(filepath.Join(cfg.Home, "purge.json"), e.tmp()); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
-	if err := errors.Join(e.loadVolumes(), e.loadContainers()); err != nil {
+	if err := errors.Join(e.loadVolumes(), e.loadNetworks(), e.loadContainers()); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
 	if err := errors.Join(e.completeRemovals(), e.completeCreates()); err != nil {
@@ -259,6 +269,10 @@ func (e *Engine) loadContainers() error {
 // adopt takes over a container that an earlier daemon has left.
 func (e *Engine) adopt(c *ctr) {
 	c.adopted = true
+	if c.rec.Networks == nil && !c.rec.HostConfig.NetworkMode.IsContainer() { // an older daemon's
+		name := endpointNetwork(string(c.rec.HostConfig.NetworkMode))
+		c.rec.Networks = []attachment{{Name: name, ID: builtinID(name), Asked: &apinet.EndpointSettings{}}}
+	}
 	e.containers[c.id] = c
 	e.names[c.rec.Name] = c.id
 	c.releaseLayers = e.cfg.HoldLayers(c.rec.Layers)

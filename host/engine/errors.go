@@ -21,6 +21,10 @@ func conflict(format string, args ...any) error {
 	return errdefs.ErrConflict.WithMessage(fmt.Sprintf(format, args...))
 }
 
+func errForbidden(format string, args ...any) error {
+	return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf(format, args...))
+}
+
 func notModified(format string, args ...any) error {
 	return errdefs.ErrNotModified.WithMessage(fmt.Sprintf(format, args...))
 }

@@ -7,21 +7,21 @@ import (
 	"strings"
 )
 
-// netFiles are the files that a container gets beside its image's, by path.
-// ip is invalid where the container has no address of its own.
-func netFiles(rec *record, ip netip.Addr, dns []netip.Addr, gateway netip.Addr) (map[string][]byte, error) {
-	hosts, err := hostsFile(rec, ip, gateway)
+// netFiles are the files that a container gets beside its image's, by path,
+// with its endpoints.
+func (e *Engine) netFiles(rec *record, ends []*endpoint) (map[string][]byte, error) {
+	hosts, err := hostsFile(rec, ends, e.cfg.HostGateway)
 	if err != nil {
 		return nil, err
 	}
 	return map[string][]byte{
 		"/etc/hostname":    []byte(rec.Config.Hostname + "\n"),
 		"/etc/hosts":       hosts,
-		"/etc/resolv.conf": resolvConf(rec, dns),
+		"/etc/resolv.conf": resolvConf(rec, e.cfg.DNS, resolves(ends)),
 	}, nil
 }
 
-func hostsFile(rec *record, ip, gateway netip.Addr) ([]byte, error) {
+func hostsFile(rec *record, ends []*endpoint, gateway netip.Addr) ([]byte, error) {
 	var b strings.Builder
 	b.WriteString("127.0.0.1\tlocalhost\n" +
 		"::1\tlocalhost ip6-localhost ip6-loopback\n" +
@@ -34,20 +34,43 @@ func hostsFile(rec *record, ip, gateway netip.Addr) ([]byte, error) {
 		}
 		fmt.Fprintf(&b, "%s\t%s\n", addr, name)
 	}
-	name := rec.Config.Hostname
-	if rec.Config.Domainname != "" {
-		name += "." + rec.Config.Domainname + " " + rec.Config.Hostname
-	}
-	if ip.IsValid() {
-		fmt.Fprintf(&b, "%s\t%s\n", ip, name)
+	for _, ep := range ends {
+		for _, line := range hostsLines(rec, ep) {
+			fmt.Fprintln(&b, line)
+		}
 	}
 	return []byte(b.String()), nil
 }
 
-func resolvConf(rec *record, dns []netip.Addr) []byte {
+// hostsLines are what a container's hosts file says of its own endpoint.
+func hostsLines(rec *record, ep *endpoint) []string {
+	name := rec.Config.Hostname
+	if rec.Config.Domainname != "" {
+		name += "." + rec.Config.Domainname + " " + rec.Config.Hostname
+	}
+	var lines []string
+	for _, a := range ep.addrs {
+		lines = append(lines, fmt.Sprintf("%s\t%s", a.Addr(), name))
+	}
+	return lines
+}
+
+// embeddedDNS is where containers find each other's names.
+var embeddedDNS = netip.AddrFrom4([4]byte{127, 0, 0, 11})
+
+// resolvConf names the servers of names: embedded is for networks that resolve
+// names themselves, which ask the others when they have to.
+func resolvConf(rec *record, dns []netip.Addr, embedded bool) []byte {
 	h := rec.HostConfig
+	options := h.DNSOptions
 	var b strings.Builder
-	if len(h.DNS) > 0 {
+	switch {
+	case embedded:
+		dns = []netip.Addr{embeddedDNS}
+		if !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+			options = append(slices.Clone(options), "ndots:0")
+		}
+	case len(h.DNS) > 0:
 		dns = h.DNS
 	}
 	for _, a := range dns {
@@ -56,8 +79,8 @@ func resolvConf(rec *record, dns []netip.Addr) []byte {
 	if search := slices.DeleteFunc(slices.Clone(h.DNSSearch), func(s string) bool { return s == "." }); len(search) > 0 {
 		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
 	}
-	if len(h.DNSOptions) > 0 {
-		fmt.Fprintf(&b, "options %s\n", strings.Join(h.DNSOptions, " "))
+	if len(options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
 	}
 	return []byte(b.String())
 }

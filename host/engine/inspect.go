@@ -48,7 +48,7 @@ func (e *Engine) Inspect(ctx context.Context, name string, size bool) (container
 		}
 		resp.SizeRw, resp.SizeRootFs = &rw, &root
 	}
-	if v.ip.IsValid() {
+	if len(v.ends) > 0 {
 		resp.NetworkSettings.SandboxID = endpointID(r.ID, "sandbox")
 	}
 	return resp, nil

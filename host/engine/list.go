@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,8 +27,7 @@ type ListOptions struct {
 // view is a container at one moment.
 type view struct {
 	rec   record
-	ip    netip.Addr
-	mac   apinet.HardwareAddr
+	ends  []*endpoint // while it runs
 	bound apinet.PortMap
 }
 
@@ -38,7 +36,7 @@ func (c *ctr) view() view {
 	defer c.mu.Unlock()
 	v := view{rec: c.rec}
 	if c.run != nil {
-		v.ip, v.mac, v.bound = c.run.ip, c.run.mac, c.run.bound
+		v.ends, v.bound = c.run.endpoints(), c.run.bound
 	}
 	return v
 }
@@ -127,9 +125,13 @@ func (e *Engine) listFilter(o ListOptions) (func(view) bool, error) {
 		for _, m := range r.Mounts {
 			volumes = append(volumes, m.Name, m.Destination)
 		}
+		var networks []string
+		for _, a := range r.Networks {
+			networks = append(networks, a.Name, a.ID)
+		}
 		return (all || running) &&
 			f.prefix("id", r.ID) && f.contains("name", r.Name, "/"+r.Name) && f.labels("label", r.Config.Labels) &&
-			f.equal("status", string(status)) && f.equal("volume", volumes...) && f.equal("network", networkOf(r)) &&
+			f.equal("status", string(status)) && f.equal("volume", volumes...) && f.equal("network", networks...) &&
 			f.equal("health", string(healthOf(r.State.Health))) &&
 			(!byCode || status == container.StateExited && r.State.ExitCode == exited) &&
 			(before.IsZero() || r.Created.Before(before)) && (since.IsZero() || r.Created.After(since)) &&
@@ -187,15 +189,6 @@ func (e *Engine) ancestors(refs []string) ([]string, error) {
 		}
 	}
 	return ids, nil
-}
-
-// networkOf names the one network of a container.
-func networkOf(r *record) string {
-	switch {
-	case r.HostConfig.NetworkMode.IsHost(), r.HostConfig.NetworkMode.IsNone():
-		return string(r.HostConfig.NetworkMode)
-	}
-	return apinet.NetworkBridge
 }
 
 func (v view) summary(now time.Time) container.Summary {
@@ -279,16 +272,21 @@ func (v view) mounts() []container.MountPoint {
 
 // networks are the container's endpoints by network.
 func (v view) networks() map[string]*apinet.EndpointSettings {
-	name := networkOf(&v.rec)
-	ep := &apinet.EndpointSettings{NetworkID: networkIDs[name]}
-	if asked := v.rec.Endpoint; asked != nil {
-		ep.Aliases, ep.IPAMConfig = asked.Aliases, asked.IPAMConfig
+	list := map[string]*apinet.EndpointSettings{}
+	for _, a := range v.rec.Networks {
+		ep := a.Asked.Copy()
+		ep.NetworkID = a.ID
+		if userDefined(a.Name) {
+			ep.DNSNames = dnsNames(&v.rec, a)
+		}
+		for _, end := range v.ends {
+			if end.net.ID == a.ID {
+				end.describe(ep)
+			}
+		}
+		list[a.Name] = ep
 	}
-	if v.ip.IsValid() {
-		ep.EndpointID = endpointID(v.rec.ID, name)
-		ep.Gateway, ep.IPAddress, ep.IPPrefixLen, ep.MacAddress = bridgeGateway, v.ip, bridgePrefix, v.mac
-	}
-	return map[string]*apinet.EndpointSettings{name: ep}
+	return list
 }
 
 // commandLine is a command as Docker shows it: only spaces are told apart.

@@ -24,9 +24,10 @@ type record struct {
 	Args       []string // entrypoint and command
 	Config     *container.Config
 	HostConfig *container.HostConfig
-	// Endpoint is what was asked of the network; may be nil.
-	Endpoint *network.EndpointSettings `json:",omitempty"`
-	Mounts   []mountRecord             `json:",omitempty"`
+	// Networks that it is in, the first one's interface first; empty where it
+	// shares another container's. The slice is replaced, never modified.
+	Networks []attachment
+	Mounts   []mountRecord `json:",omitempty"`
 	State    state
 	// RestartCount counts restarts by policy.
 	RestartCount int
@@ -50,6 +51,14 @@ type state struct {
 	FinishedAt time.Time
 	// Health is replaced, never modified; nil without a check.
 	Health *container.Health `json:",omitempty"`
+}
+
+// attachment is a container's place in a network.
+type attachment struct {
+	// Name of the network, and its ID: "" until the network has been seen.
+	Name, ID string
+	// Asked is what the user wants of it.
+	Asked *network.EndpointSettings
 }
 
 // mountRecord is one of a container's mounts.

@@ -22,6 +22,9 @@ type specInput struct {
 	Host   *container.HostConfig
 	// Args is the entrypoint followed by the command.
 	Args []string
+	// SharedNetwork is the ID of the container whose network namespace this one
+	// is in; "" when it has its own.
+	SharedNetwork string
 	// Mounts are the container's own: binds, volumes, tmpfs.
 	Mounts []specs.Mount
 }
@@ -46,7 +49,7 @@ func makeSpec(in specInput) (*specs.Spec, error) {
 		Process:     process(in, caps, sec),
 		Linux: &specs.Linux{
 			CgroupsPath:   "/containers/" + in.ID,
-			Namespaces:    namespaces(in.Host),
+			Namespaces:    namespaces(in.Host, in.SharedNetwork),
 			Sysctl:        sysctls(in.Host),
 			MaskedPaths:   maskedPaths,
 			ReadonlyPaths: readonlyPaths,
@@ -155,9 +158,12 @@ func mergeEnv(base, over []string) []string {
 	return out
 }
 
-func namespaces(h *container.HostConfig) []specs.LinuxNamespace {
+func namespaces(h *container.HostConfig, shared string) []specs.LinuxNamespace {
 	ns := []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.IPCNamespace}}
-	if !h.NetworkMode.IsHost() {
+	switch {
+	case h.NetworkMode.IsContainer():
+		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "container:" + shared})
+	case !h.NetworkMode.IsHost():
 		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace})
 	}
 	if !h.PidMode.IsHost() {
@@ -176,7 +182,7 @@ func namespaces(h *container.HostConfig) []specs.LinuxNamespace {
 // where the container has a network of its own.
 func sysctls(h *container.HostConfig) map[string]string {
 	out := map[string]string{}
-	if !h.NetworkMode.IsHost() {
+	if !h.NetworkMode.IsHost() && !h.NetworkMode.IsContainer() {
 		out["net.ipv4.ip_unprivileged_port_start"] = "0"
 		out["net.ipv4.ping_group_range"] = "0 2147483647"
 	}

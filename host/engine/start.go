@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"regexp"
 	"sync"
 	"time"
@@ -29,8 +28,6 @@ type run struct {
 	streams *streams
 	hub     *hub
 	exports []Export
-	ip      netip.Addr
-	mac     apinet.HardwareAddr
 	ports   []*network.Port
 	bound   apinet.PortMap
 	started time.Time
@@ -42,6 +39,10 @@ type run struct {
 	signals sync.Mutex
 	// freezing is held while the run is being paused or let go on.
 	freezing sync.Mutex
+
+	netMu sync.Mutex
+	ends  []*endpoint // in the order of the interfaces
+	left  bool        // they were given back
 }
 
 // Start starts a container, booting the machine if need be.
@@ -111,9 +112,6 @@ func (e *Engine) begin(ctx context.Context, c *ctr, h *hub) (err error) {
 	c.mu.Lock()
 	rec := c.rec // its parts are not modified once created
 	c.mu.Unlock()
-	if m := rec.HostConfig.NetworkMode; m.IsUserDefined() {
-		return notFound("network %s not found", m)
-	}
 	req, err := e.startRequest(ctx, &rec, r)
 	if err != nil {
 		return err
@@ -130,7 +128,7 @@ func (e *Engine) begin(ctx context.Context, c *ctr, h *hub) (err error) {
 	}
 	// From here on the guest may hold a writable layer.
 	c.mu.Lock()
-	c.rec.Started = true
+	c.rec.Started, c.rec.Networks = true, rec.Networks
 	c.mu.Unlock()
 	var pid int32
 	r.streams, err = openStreams(ctx, r.guest, c.id, "", req.Streams, func(ctx context.Context) error {
@@ -157,6 +155,9 @@ func (e *Engine) begin(ctx context.Context, c *ctr, h *hub) (err error) {
 	checked := s.Health != nil
 	e.trySave(c)
 	c.mu.Unlock()
+	for _, ep := range r.endpoints() {
+		e.emitNetwork(&ep.net.networkRecord, events.ActionConnect, map[string]string{"container": c.id})
+	}
 	e.emitContainer(c, events.ActionStart, nil)
 	e.wg.Go(func() { e.supervise(c, r, log) })
 	if checked {
@@ -194,7 +195,17 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 	if err != nil {
 		return nil, err
 	}
-	spec, err := makeSpec(specInput{ID: rec.ID, Arch: e.cfg.Arch, Config: rec.Config, Host: rec.HostConfig, Args: rec.Args, Mounts: mounts})
+	in := specInput{ID: rec.ID, Arch: e.cfg.Arch, Config: rec.Config, Host: rec.HostConfig, Args: rec.Args, Mounts: mounts}
+	owner, ends := rec, []*endpoint(nil)
+	if rec.HostConfig.NetworkMode.IsContainer() {
+		if owner, ends, err = e.sharedNetwork(rec); err != nil {
+			return nil, &networkError{err}
+		}
+		cfg := *rec.Config
+		cfg.Hostname, cfg.Domainname = owner.Config.Hostname, owner.Config.Domainname
+		in.Config, in.SharedNetwork = &cfg, owner.ID
+	}
+	spec, err := makeSpec(in)
 	if err != nil {
 		return nil, err
 	}
@@ -214,19 +225,24 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 	if req.Health, err = healthRequest(rec, e.cfg.Arch); err != nil {
 		return nil, err
 	}
-	if onBridge(rec.HostConfig.NetworkMode) {
+	if !rec.HostConfig.NetworkMode.IsContainer() {
 		if err := e.join(rec, r); err != nil {
-			return nil, err
+			return nil, &networkError{err}
 		}
+		ends = r.endpoints()
+		for _, ep := range ends {
+			if ep.net.Driver == driverBridge {
+				req.Endpoints = append(req.Endpoints, ep.proto())
+			}
+		}
+		req.Resolver = resolver(rec)
+	}
+	if r.gateway() != nil {
 		if err := e.publishPorts(rec, r); err != nil {
 			return nil, err
 		}
-		req.Endpoints = []*proto.Endpoint{{
-			Bridge: bridgeName, Gateway: cidr(bridgeGateway), Address: cidr(r.ip),
-			Mac: r.mac.String(), Name: "eth0",
-		}}
 	}
-	req.Files, err = netFiles(rec, r.ip, e.cfg.DNS, e.cfg.HostGateway)
+	req.Files, err = e.netFiles(owner, ends)
 	return req, err
 }
 
@@ -238,9 +254,7 @@ func (e *Engine) free(r *run) {
 	if r.unmirror != nil {
 		r.unmirror()
 	}
-	if r.ip.IsValid() {
-		e.ipam.release(r.ip)
-	}
+	e.leave(r)
 	for _, x := range r.exports {
 		if err := x.Close(); err != nil {
 			e.log.Warn("end of a share", "name", x.Name(), "error", err)
@@ -311,5 +325,6 @@ func startError(prefix string, err error) error {
 }
 
 func isClassed(err error) bool {
-	return errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err) || errdefs.IsConflict(err) || errdefs.IsNotImplemented(err)
+	return errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err) || errdefs.IsConflict(err) ||
+		errdefs.IsPermissionDenied(err) || errdefs.IsNotImplemented(err)
 }

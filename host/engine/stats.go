@@ -84,7 +84,7 @@ func (e *Engine) sample(ctx context.Context, c *ctr) (container.StatsResponse, e
 		}
 		return s, fmt.Errorf("stats of container %s: %s", v.rec.Name, message(err))
 	}
-	fillStats(&s, u, v.ip.IsValid())
+	fillStats(&s, u, onBridge(v.ends))
 	return s, nil
 }
 

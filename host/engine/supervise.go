@@ -115,6 +115,7 @@ func (e *Engine) exited(c *ctr, r *run, end ending, endOutput func()) {
 		}
 		cancel()
 	}
+	ends := r.endpoints()
 	e.free(r) // not before the guest has let go of it
 	c.mu.Lock()
 	s := &c.rec.State
@@ -150,6 +151,9 @@ func (e *Engine) exited(c *ctr, r *run, end ending, endOutput func()) {
 		"exitCode": strconv.Itoa(end.code), "execDuration": strconv.Itoa(int(end.at.Sub(r.started).Seconds())),
 	})
 	r.signals.Unlock()
+	for _, ep := range ends {
+		e.emitNetwork(&ep.net.networkRecord, events.ActionDisconnect, map[string]string{"container": c.id})
+	}
 	close(r.ended)
 	endOutput()
 	switch {

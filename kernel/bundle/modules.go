@@ -26,7 +26,7 @@ var (
 	// lateModules: wanted by the first container's network, or by comfort.
 	lateModules = []string{
 		"bridge", "veth",
-		"nf_tables", "nft_ct", "nft_chain_nat", "nft_masq", // guest/network's table
+		"nf_tables", "nft_ct", "nft_chain_nat", "nft_masq", "nft_nat", // guest/network's tables
 		"tun", "af_packet",
 		"virtio_console", "virtio_balloon", "virtio_rng",
 	}

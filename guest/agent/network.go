@@ -1,0 +1,152 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+
+	"sampan/proto"
+)
+
+// Paths of files that networks have a part in.
+const (
+	hostsFile  = "/etc/hosts"
+	resolvConf = "/etc/resolv.conf"
+)
+
+// containerNamespace begins the path of a namespace that is another container's
+// (agent.proto, StartRequest.spec).
+const containerNamespace = "container:"
+
+// shareNetwork finds the container whose network namespace a spec names.
+func (s *Service) shareNetwork(spec *specs.Spec) error {
+	for i := range spec.Linux.Namespaces {
+		ns := &spec.Linux.Namespaces[i]
+		id, ok := strings.CutPrefix(ns.Path, containerNamespace)
+		if !ok {
+			continue
+		}
+		if ns.Type != specs.NetworkNamespace {
+			return errorf(codes.InvalidArgument, "spec: %s namespace of another container", ns.Type)
+		}
+		_, pid, err := s.runningPid(id)
+		if err != nil {
+			return err
+		}
+		ns.Path = fmt.Sprintf("/proc/%d/ns/net", pid)
+	}
+	return nil
+}
+
+// runningPid finds a running container and its first process.
+func (s *Service) runningPid(id string) (*container, int, error) {
+	c, err := s.running(id)
+	if err != nil {
+		return nil, 0, err
+	}
+	h := c.first.running()
+	if h == nil {
+		return nil, 0, errorf(codes.FailedPrecondition, "container %s is not running", id)
+	}
+	return c, h.Pid(), nil
+}
+
+// Connect implements proto.AgentService.
+func (s *Service) Connect(_ context.Context, req *proto.ConnectRequest) (*proto.Empty, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	c, pid, err := s.runningPid(req.Container)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.later(); err != nil {
+		return nil, failed("connect container "+c.id, err)
+	}
+	resolves, err := s.network.Connect(c.id, pid, req.Endpoint, req.Resolver)
+	if err != nil {
+		return nil, failed("connect container "+c.id, err)
+	}
+	if resolves {
+		err = c.edit(resolvConf, func([]byte) []byte { return req.ResolvConf })
+	}
+	if err == nil && len(req.Hosts) > 0 {
+		err = c.edit(hostsFile, func(text []byte) []byte {
+			return append(text, strings.Join(req.Hosts, "\n")+"\n"...)
+		})
+	}
+	if err != nil {
+		return nil, failed("connect container "+c.id, err)
+	}
+	return &proto.Empty{}, nil
+}
+
+// Disconnect implements proto.AgentService.
+func (s *Service) Disconnect(_ context.Context, req *proto.DisconnectRequest) (*proto.Empty, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	c, _, err := s.runningPid(req.Container)
+	if err != nil {
+		return nil, err
+	}
+	addrs := s.network.Addresses(c.id, req.Network)
+	if err := s.network.Disconnect(c.id, req.Network); err != nil {
+		return nil, failed("disconnect container "+c.id, err)
+	}
+	err = c.edit(hostsFile, func(text []byte) []byte { return withoutAddresses(text, addrs) })
+	if err != nil {
+		return nil, failed("disconnect container "+c.id, err)
+	}
+	return &proto.Empty{}, nil
+}
+
+// RemoveNetwork implements proto.AgentService.
+func (s *Service) RemoveNetwork(_ context.Context, req *proto.NetworkRequest) (*proto.Empty, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	if err := s.network.Remove(req.Id); err != nil {
+		return nil, failed("remove network", err)
+	}
+	return &proto.Empty{}, nil
+}
+
+// edit changes one of the files made for the container, in place: it's mounted
+// there. One that isn't ours is left alone.
+func (c *container) edit(path string, change func([]byte) []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.root == nil {
+		return nil
+	}
+	at, ok := c.root.files[path]
+	if !ok {
+		return nil
+	}
+	text, err := os.ReadFile(at)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(at, change(text), 0o644)
+}
+
+// withoutAddresses drops the lines of a hosts file that tell of addresses.
+func withoutAddresses(text []byte, addrs []netip.Addr) []byte {
+	lines := strings.SplitAfter(string(text), "\n")
+	lines = slices.DeleteFunc(lines, func(line string) bool {
+		fields := strings.Fields(line)
+		if len(fields) == 0 {
+			return false
+		}
+		a, err := netip.ParseAddr(fields[0])
+		return err == nil && slices.Contains(addrs, a)
+	})
+	return []byte(strings.Join(lines, ""))
+}

@@ -1,0 +1,147 @@
+package api_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
+)
+
+// said is what the guest was told of networks.
+func (d *daemon) said() string {
+	g := d.machine.running()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	list := g.networks
+	g.networks = nil
+	return strings.Join(list, "\n")
+}
+
+// The real client makes networks, joins and leaves them; the guest is told.
+func TestNetworks(t *testing.T) {
+	d := start(t)
+	front := d.ok("network", "create", "--subnet", "10.1.0.0/24", "--label", "a=b", "front")
+	d.ok("network", "create", "--internal", "back")
+	d.refused("network with name front already exists", "network", "create", "front")
+	if out := d.ok("network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}"); out != "back bridge local\nbridge bridge local\nfront bridge local\nhost host local\nnone null local" {
+		t.Errorf("ls: %s", out)
+	}
+	for filter, want := range map[string]string{
+		"label=a=b": "front", "type=builtin": "bridge host none", "name=ac": "back", "id=" + front[:8]: "front", "dangling=true": "back front", "driver=null": "none",
+	} {
+		out := strings.Join(strings.Fields(d.ok("network", "ls", "-f", filter, "--format", "{{.Name}}")), " ")
+		if out != want {
+			t.Errorf("ls -f %s: %q, want %q", filter, out, want)
+		}
+	}
+	if out := d.ok("network", "inspect", "-f", "{{.Name}} {{.Internal}} {{(index .IPAM.Config 0).Subnet}} {{(index .IPAM.Config 0).Gateway}}", front[:10]); out != "front false 10.1.0.0/24 10.1.0.1" {
+		t.Errorf("inspect: %s", out)
+	}
+
+	events := d.events(time.Now(), "container start", func() {
+		d.ok("run", "-d", "--name", "web", "--network", "name=front,alias=site,ip=10.1.0.9", "--network", "back", "--link", "db:store", "img", "sleep")
+	})
+	if want := []string{"container create", "network connect", "network connect", "container start"}; !slices.Equal(events, want) {
+		t.Errorf("events %q", events)
+	}
+	id := d.ok("inspect", "-f", "{{.Id}}", "web")
+	if got, want := d.said(), fmt.Sprintf(
+		"start front eth0 [10.1.0.9/24] [web site %[1]s] map[store:db]\nstart back eth1 [172.18.0.2/16] [web %[1]s] map[]", id[:12]); got != want {
+		t.Errorf("the guest was told\n%s\nwant\n%s", got, want)
+	}
+	if out := d.ok("inspect", "-f", "{{with .NetworkSettings.Networks.front}}{{.IPAddress}} {{.Gateway}} {{.Aliases}}{{end}} {{with .NetworkSettings.Networks.back}}{{.IPAddress}} {{.Gateway}}{{end}}", "web"); out != "10.1.0.9 10.1.0.1 [site] 172.18.0.2" {
+		t.Errorf("inspect: %s", out)
+	}
+	d.refused("Address already in use", "run", "--rm", "--network", "front", "--ip", "10.1.0.9", "img")
+	d.refused("network front has active endpoints (name:\"web\"", "network", "rm", "front")
+	d.refused("endpoint with name web already exists in network front", "network", "connect", "front", "web")
+	d.refused("user specified IP address is supported only when connecting to networks with user configured subnets", "network", "connect", "--ip", "172.18.0.9", "back", "web")
+	d.refused("container cannot be disconnected from host network or connected to host network", "network", "connect", "host", "web")
+	d.refused("container web is not connected to the network bridge", "network", "disconnect", "bridge", "web")
+
+	d.ok("network", "connect", "bridge", "web")
+	d.ok("network", "disconnect", "back", "web")
+	d.ok("rename", "web", "site2")
+	if got, want := d.said(), fmt.Sprintf("connect bridge eth2 [172.17.0.2/16] [] map[]\ndisconnect back\nconnect front eth0 [10.1.0.9/24] [site2 site %s] map[store:db]", id[:12]); got != want {
+		t.Errorf("the guest was told\n%s\nwant\n%s", got, want)
+	}
+	if out := d.ok("ps", "-q", "--no-trunc", "-f", "network=front"); out != id {
+		t.Errorf("ps -f network: %s", out)
+	}
+
+	// What was asked for outlives the container's and the daemon's end.
+	d.ok("kill", "site2")
+	d.ok("network", "disconnect", "bridge", "site2")
+	d.ok("network", "connect", "--alias", "late", "back", "site2")
+	d.stop()
+	d.serve()
+	d.ok("start", "site2")
+	if got, want := d.said(), fmt.Sprintf("start front eth0 [10.1.0.9/24] [site2 site %[1]s] map[store:db]\nstart back eth1 [172.18.0.2/16] [site2 late %[1]s] map[]", id[:12]); got != want {
+		t.Errorf("after a restart the guest was told\n%s\nwant\n%s", got, want)
+	}
+	d.ok("kill", "site2")
+	d.ok("network", "rm", "front")
+	if got := d.said(); got != "remove front" {
+		t.Errorf("the guest was told %q", got)
+	}
+	d.refused("network "+front+" not found", "start", "site2")
+	d.ok("rm", "site2")
+	if out := d.ok("network", "prune", "-f"); !strings.Contains(out, "back") {
+		t.Errorf("prune: %s", out)
+	}
+	if out := d.ok("network", "ls", "-q", "-f", "type=custom"); out != "" {
+		t.Errorf("left: %s", out)
+	}
+}
+
+// Compose sends all networks with the creation.
+func TestCreateInNetworks(t *testing.T) {
+	d := start(t)
+	d.ok("network", "create", "n1")
+	d.ok("network", "create", "n2")
+	for name, eps := range map[string]map[string]*network.EndpointSettings{
+		"network-scoped aliases are only supported for user-defined networks": {"bridge": {Aliases: []string{"x"}}},
+		"container cannot be connected to multiple networks with one of":      {"none": {}, "n1": {}},
+		"invalid MAC address":                          {"n1": {MacAddress: network.HardwareAddr{1, 2, 3, 4, 5, 6}}},
+		"NetworkingConfig.DriverOpts is not supported": {"n1": {DriverOpts: map[string]string{"a": "b"}}},
+	} {
+		_, err := d.client.ContainerCreate(t.Context(), client.ContainerCreateOptions{Image: "img", NetworkingConfig: &network.NetworkingConfig{EndpointsConfig: eps}})
+		if err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%v, want %q", err, name)
+		}
+	}
+	res, err := d.client.ContainerCreate(t.Context(), client.ContainerCreateOptions{Image: "img", NetworkingConfig: &network.NetworkingConfig{
+		EndpointsConfig: map[string]*network.EndpointSettings{"n2": {Aliases: []string{"svc"}}, "n1": nil},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := d.ok("inspect", "-f", "{{range $n, $_ := .NetworkSettings.Networks}}{{$n}} {{end}}", res.ID); out != "n1 n2" {
+		t.Errorf("networks: %q", out)
+	}
+}
+
+// A container in another's network has its files and namespace, and nothing of
+// its own.
+func TestSharedNetwork(t *testing.T) {
+	d := start(t)
+	d.refused("No such container: nope", "run", "--rm", "--network", "container:nope", "img")
+	d.ok("run", "-d", "--name", "owner", "img", "sleep")
+	d.said()
+	d.ok("run", "-d", "--name", "guest", "--network", "container:owner", "img", "sleep")
+	if got, want := d.said(), "share container:"+d.ok("inspect", "-f", "{{.Id}}", "owner"); got != want {
+		t.Errorf("the guest was told %q, want %q", got, want)
+	}
+	if out := d.ok("inspect", "-f", "{{len .NetworkSettings.Networks}}", "guest"); out != "0" {
+		t.Errorf("networks: %s", out)
+	}
+	d.refused("container sharing network namespace with another container or host cannot be connected to any other network", "network", "connect", "bridge", "guest")
+	d.refused("port publishing and the container type network mode", "create", "-p", "80", "--network", "container:owner", "img")
+	d.ok("rm", "-f", "guest", "owner")
+	d.ok("create", "--name", "alone", "--network", "container:alone", "img")
+	d.refused("cannot join own network namespace", "start", "alone")
+}
