@@ -16,7 +16,6 @@ var refused = map[string]string{
 	"config":     "",
 	"context":    "SAMPAN_HOME selects the daemon",
 	"manifest":   "",
-	"network":    "containers join the network \"bridge\", or the guest's with --network host",
 	"node":       "there is no swarm",
 	"plugin":     "",
 	"scout":      "",
