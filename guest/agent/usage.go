@@ -44,13 +44,23 @@ func (s *Service) runningContainer(id string) (*container, *runtime.Container, e
 
 // Freeze implements proto.AgentService.
 func (s *Service) Freeze(ctx context.Context, req *proto.FreezeRequest) (*proto.Empty, error) {
-	_, ctr, err := s.runningContainer(req.Container)
+	c, ctr, err := s.runningContainer(req.Container)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
 	defer cancel()
-	if err := ctr.Freeze(ctx, req.Frozen); err != nil {
+	c.mu.Lock()
+	check := c.health
+	c.mu.Unlock()
+	if check != nil && req.Frozen { // a probe would stand still, too, and fail
+		check.Suspend()
+	}
+	err = ctr.Freeze(ctx, req.Frozen)
+	if check != nil && req.Frozen == (err != nil) {
+		check.Resume()
+	}
+	if err != nil {
 		if req.Frozen {
 			err = errors.Join(err, ctr.Freeze(context.WithoutCancel(ctx), false))
 		}
