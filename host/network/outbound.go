@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -68,10 +67,7 @@ func splice(guest *gonet.TCPConn, ep tcpip.Endpoint, outside *net.TCPConn) {
 			fail()
 		}
 	})
-	buf := buffers.Get().(*[]byte)
-	_, err := io.CopyBuffer(struct{ io.Writer }{outside}, struct{ io.Reader }{guest}, *buf)
-	buffers.Put(buf)
-	if err != nil || outside.CloseWrite() != nil {
+	if copyTo(outside, guest) != nil || outside.CloseWrite() != nil {
 		fail()
 	}
 	wg.Wait()

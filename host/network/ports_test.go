@@ -3,10 +3,12 @@ package network
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -361,6 +363,68 @@ func unixPair(t *testing.T) (ours, theirs *net.UnixConn) {
 		conns[i] = c.(*net.UnixConn)
 	}
 	return conns[0], conns[1]
+}
+
+// Much goes both ways at once, unharmed, beside a client that doesn't read.
+func TestBulk(t *testing.T) {
+	const size = 16 << 20
+	p := publish(t, container(t, func(c *net.TCPConn) { io.Copy(c, c) }))
+	slow := connect(t, p)
+	go io.CopyN(slow, rand.NewChaCha8([32]byte{1}), size) // never read
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			c := connect(t, p)
+			sent, got := sha256.New(), sha256.New()
+			go func() {
+				io.CopyN(io.MultiWriter(c, sent), rand.NewChaCha8([32]byte{2}), size)
+				c.CloseWrite()
+			}()
+			n, err := io.Copy(got, c)
+			if err != nil || n != size || !bytes.Equal(got.Sum(nil), sent.Sum(nil)) {
+				t.Errorf("%d bytes of %d, %v, or other ones", n, size, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// A thousand ports and as many connections that do nothing are cheap.
+func TestMany(t *testing.T) {
+	ports := NewPorts(slog.New(slog.DiscardHandler))
+	dial := container(t, func(c *net.TCPConn) { io.Copy(c, c) })
+	var all []*Port
+	defer func() {
+		for _, p := range all {
+			p.Close()
+		}
+	}()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	var conns []*net.TCPConn
+	for range 1000 {
+		p, err := ports.Publish(Spec{Proto: "tcp", HostIP: loopback, Dial: dial})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+		conns = append(conns, connect(t, p))
+	}
+	for range 2 {
+		for i, c := range conns {
+			b := []byte(fmt.Sprintf("%04d", i))
+			c.Write(b)
+			if _, err := io.ReadFull(c, b); err != nil || string(b) != fmt.Sprintf("%04d", i) {
+				t.Fatalf("connection %d: %q, %v", i, b, err)
+			}
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	// The test's own end of each has a buffer of 32 KiB.
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 64<<20 {
+		t.Errorf("1000 ports and connections take %d bytes", grown)
+	}
 }
 
 // The container learns the client's address.

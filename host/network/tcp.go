@@ -204,12 +204,37 @@ func copyFrom(dst io.Writer, src *net.TCPConn) error {
 	}
 }
 
-// copyTo copies what the container sends.
-func copyTo(dst *net.TCPConn, src net.Conn) error {
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	// Hidden from io.Copy: ReadFrom of a TCP connection would allocate a buffer
-	// of its own when it can't splice.
-	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, *buf)
-	return err
+// smallBuffer is what a connection holds while it waits for the container.
+const smallBuffer = 4 << 10
+
+// copyTo copies until the end of src: with a small buffer while little comes,
+// with a large one as long as much does.
+func copyTo(dst io.Writer, src io.Reader) error {
+	small := make([]byte, smallBuffer)
+	for {
+		n, err := copyOnce(dst, src, small)
+		if err == nil && n == len(small) {
+			large := buffers.Get().(*[]byte)
+			for err == nil && n >= len(small) {
+				n, err = copyOnce(dst, src, *large)
+			}
+			buffers.Put(large)
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func copyOnce(dst io.Writer, src io.Reader, buf []byte) (int, error) {
+	n, err := src.Read(buf)
+	if n > 0 {
+		if _, werr := dst.Write(buf[:n]); werr != nil {
+			return n, werr
+		}
+	}
+	return n, err
 }

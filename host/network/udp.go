@@ -281,6 +281,20 @@ func (f *flows) begin(k flowKey) *flow {
 	return fl
 }
 
+// retire takes a silent flow out of the table, unless something has come: what
+// comes from now on begins another.
+func (f *flows) retire(fl *flow) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(fl.queue) > 0 {
+		return false
+	}
+	if f.open[fl.flowKey] == fl {
+		delete(f.open, fl.flowKey)
+	}
+	return true
+}
+
 // end forgets a flow and what it has queued.
 func (f *flows) end(fl *flow) {
 	fl.cancel()
@@ -321,10 +335,10 @@ func (f *flows) run(ctx context.Context, fl *flow) {
 			}
 		case <-idle.C:
 			left := f.idle - time.Since(time.Unix(0, fl.last.Load()))
-			if left <= 0 {
+			if left <= 0 && f.retire(fl) {
 				return
 			}
-			idle.Reset(left)
+			idle.Reset(max(left, 0))
 		case <-ctx.Done():
 			return
 		}

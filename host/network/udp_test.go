@@ -117,7 +117,7 @@ func TestFlowsEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.(*udpSocket).idle = 50 * time.Millisecond
+	s.(*udpSocket).idle = time.Second
 	p := &Port{spec: spec, ports: NewPorts(slog.New(slog.DiscardHandler)), addrs: s.Addrs()}
 	p.ctx, p.cancel = context.WithCancel(t.Context())
 	p.wg.Go(func() { p.run(s) })

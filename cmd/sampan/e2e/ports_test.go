@@ -59,7 +59,7 @@ func (p peer) dial(t testing.TB, port string) *net.TCPConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(2 * time.Minute))
+	c.SetDeadline(time.Now().Add(20 * time.Minute)) // a gigabyte takes its time
 	return c.(*net.TCPConn)
 }
 
