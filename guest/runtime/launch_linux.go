@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -58,10 +59,6 @@ func (r *Runtime) launch(attr *syscall.SysProcAttr, mounts ...string) (*stage, e
 	return &stage{child: c, conn: conn}, nil
 }
 
-// maxDescriptors is how many a message can carry (SCM_MAX_FD in the kernel's
-// scm.h).
-const maxDescriptors = 253
-
 // give sends stage 2 its plan, with the streams and extra, the descriptors that
 // the plan counts from 1.
 func (s *stage) give(plan *stage2.Plan, stdio Stdio, extra []*os.File) error {
@@ -79,12 +76,14 @@ func (s *stage) give(plan *stage2.Plan, stdio Stdio, extra []*os.File) error {
 	for _, f := range extra {
 		fds = append(fds, int(f.Fd()))
 	}
-	if len(fds) > maxDescriptors {
-		return fmt.Errorf("pass the plan on: %d descriptors, of which %d are its own; the kernel passes on %d", len(fds), len(extra), maxDescriptors)
-	}
 	m := stage2.Message{Kind: "plan"}
-	if _, _, err := s.conn.WriteMsgUnix(m.Encode(), unix.UnixRights(fds...), nil); err != nil {
-		return fmt.Errorf("pass the plan on: %w", err)
+	for part := range slices.Chunk(fds, stage2.MaxDescriptors) {
+		fds = fds[len(part):]
+		m.More = len(fds)
+		if _, _, err := s.conn.WriteMsgUnix(m.Encode(), unix.UnixRights(part...), nil); err != nil {
+			return fmt.Errorf("pass the plan on: %w", err)
+		}
+		m.Kind = "descriptors"
 	}
 	return nil
 }

@@ -1,7 +1,9 @@
 package runtime
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -71,5 +73,31 @@ func TestContainerMany(t *testing.T) {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil || strings.Contains(string(mounts), "devpts") {
 		t.Errorf("mounts of containers are left: %v\n%s", err, mounts)
+	}
+}
+
+// TestContainerManyBinds: more than one message carries the descriptors of.
+func TestContainerManyBinds(t *testing.T) {
+	r := newRuntime(t)
+	spec := dockerSpec(t, "sh", "-c", "cat /tmp/299/etc/hello; mount | grep -c ' /tmp/[0-9]'")
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs"})
+	dir := t.TempDir()
+	for i := range 300 {
+		source := filepath.Join(dir, fmt.Sprint(i))
+		if err := os.MkdirAll(filepath.Join(source, "etc"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(source, "etc/hello"), fmt.Appendln(nil, i), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: fmt.Sprint("/tmp/", i), Type: "bind", Source: source, Options: []string{"rbind"}})
+	}
+	for range 2 { // a new process, and one from the reserve
+		if out, code := run(t, r, config(t, spec)); out != "299\n300\n" || code != 0 {
+			t.Errorf("%d, %q", code, out)
+		}
+		if err := r.Reserve(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -207,6 +207,7 @@ func (p *Process) code(c *coder) {
 func (m *Message) code(c *coder) {
 	c.string(&m.Kind)
 	number(c, &m.Pid)
+	number(c, &m.More)
 	c.string(&m.Err)
 	c.string(&m.Class)
 }

@@ -24,46 +24,52 @@ func (c control) send(m Message, fd int) error {
 
 // await waits for the agent's message of that kind.
 func (c control) await(kind string) error {
-	_, err := c.receive(kind)
+	_, _, err := c.receive(kind)
 	return err
 }
 
 // receive waits for a message, and returns the descriptors that come with it.
-func (c control) receive(kind string) ([]int, error) {
-	const most = 253 // descriptors a message (SCM_MAX_FD in the kernel's scm.h)
-	buf, oob := make([]byte, 512), make([]byte, unix.CmsgSpace(4*most))
+func (c control) receive(kind string) (m Message, fds []int, err error) {
+	buf, oob := make([]byte, 512), make([]byte, unix.CmsgSpace(4*MaxDescriptors))
 	for {
 		n, oobn, _, _, err := unix.Recvmsg(c.fd, buf, oob, unix.MSG_CMSG_CLOEXEC)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("wait for %q: %w", kind, err)
+			return m, nil, fmt.Errorf("wait for %q: %w", kind, err)
 		}
 		if n == 0 {
-			return nil, fmt.Errorf("wait for %q: the agent has given up", kind)
+			return m, nil, fmt.Errorf("wait for %q: the agent has given up", kind)
 		}
-		var m Message
 		if err := m.Decode(buf[:n]); err != nil || m.Kind != kind {
-			return nil, fmt.Errorf("wait for %q: got %q", kind, buf[:n])
+			return m, nil, fmt.Errorf("wait for %q: got %q", kind, buf[:n])
 		}
 		if oobn == 0 {
-			return nil, nil
+			return m, nil, nil
 		}
 		rights, err := unix.ParseSocketControlMessage(oob[:oobn])
 		if err != nil || len(rights) != 1 {
-			return nil, fmt.Errorf("descriptors of %q: %d messages, %v", kind, len(rights), err)
+			return m, nil, fmt.Errorf("descriptors of %q: %d messages, %v", kind, len(rights), err)
 		}
-		return unix.ParseUnixRights(&rights[0])
+		fds, err = unix.ParseUnixRights(&rights[0])
+		return m, fds, err
 	}
 }
 
 // plan receives the plan, and puts the streams in their places.
 func (c control) plan() (Plan, error) {
 	var plan Plan
-	fds, err := c.receive("plan")
+	m, fds, err := c.receive("plan")
 	if err != nil {
 		return plan, err
+	}
+	for m.More > 0 {
+		var more []int
+		if m, more, err = c.receive("descriptors"); err != nil {
+			return plan, err
+		}
+		fds = append(fds, more...)
 	}
 	if len(fds) == 0 {
 		return plan, errors.New("plan without descriptors")

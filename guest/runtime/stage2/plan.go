@@ -138,16 +138,21 @@ type Rlimit struct {
 
 // Message is what stage 2 and the agent tell each other.
 type Message struct {
-	// From the agent: "plan" (with descriptors), "network" (the interfaces are
-	// there), "start".
+	// From the agent: "plan" (with descriptors), "descriptors" (as long as more
+	// of the plan's follow), "network" (the interfaces are there), "start".
 	// From stage 2: "ready" (with the terminal's master, when there is one),
 	// "started" (with Pid and a pidfd; exec only), "error".
 	Kind string
 	Pid  int // also with "error", when there's a zombie to reap
+	More int // descriptors that follow in messages of their own
 	Err  string
 	// Class of the error: "", ClassNotFound or ClassNotExecutable.
 	Class string
 }
+
+// MaxDescriptors is how many a message can carry (SCM_MAX_FD in the kernel's
+// scm.h).
+const MaxDescriptors = 253
 
 // Classes of errors.
 const (
