@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -54,7 +55,8 @@ func serve(ctx context.Context, ready *ready, log *slog.Logger) (err error) {
 		return fmt.Errorf("API socket: %w", err)
 	}
 	srv := &http.Server{
-		Handler:           api.New(api.Config{Engine: parts.engine, Images: parts.images, Build: build, Home: dir, Log: log}),
+		Handler: trimmed(api.New(api.Config{Engine: parts.engine, Images: parts.images, Build: build, Home: dir, Log: log}),
+			trimAfter, debug.FreeOSMemory),
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
