@@ -19,6 +19,7 @@ var refused = map[string]string{
 	"node":       "there is no swarm",
 	"plugin":     "",
 	"scout":      "",
+	"search":     "registries have no common way to be searched",
 	"secret":     "there is no swarm",
 	"service":    "there is no swarm",
 	"stack":      "there is no swarm",

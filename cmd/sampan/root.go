@@ -69,7 +69,7 @@ func newRootCommand(a *app) *cobra.Command {
 	add("other", newAttachCommand(a), newCommitCommand(a), newCpCommand(a), newCreateCommand(a), newDiffCommand(a), newEventsCommand(a),
 		newExportCommand(a), newHistoryCommand(a), newImportCommand(a), newInspectCommand(a), newKillCommand(a), newLoadCommand(a),
 		newLogsCommand(a), newPauseCommand(a), newPortCommand(a), newRenameCommand(a), newRestartCommand(a), newRmCommand(a),
-		newRmiCommand(a), newSaveCommand(a), newSearchCommand(a), newStartCommand(a), newStatsCommand(a), newStopCommand(a),
+		newRmiCommand(a), newSaveCommand(a), newStartCommand(a), newStatsCommand(a), newStopCommand(a),
 		newTagCommand(a), newTopCommand(a), newUnpauseCommand(a), newUpdateCommand(a), newWaitCommand(a))
 	return root
 }

@@ -140,15 +140,3 @@ func (a *app) importImage(ctx context.Context, source, ref string, opts client.I
 	defer res.Close()
 	return jsonmessage.DisplayStream(res, a.out)
 }
-
-func newSearchCommand(*app) *cobra.Command {
-	return &cobra.Command{
-		Use:    "search TERM",
-		Short:  "Search Docker Hub for images",
-		Hidden: true,
-		Args:   argCount(0, -1),
-		RunE: func(*cobra.Command, []string) error {
-			return errors.New("sampan search is not supported: registries have no common way to be searched")
-		},
-	}
-}
