@@ -23,7 +23,6 @@ var same = map[string]string{
 // partial says what is missing of a command, or of a flag, that is there.
 var partial = map[string]string{
 	"cp":               "of a stopped container /etc/hosts, /etc/hostname and /etc/resolv.conf are the image's",
-	"search":           "asks no registry: refused",
 	"top":              "ps runs nowhere: its arguments `-ef`, `aux` and `-o` with the usual columns are understood, others refused",
 	"inspect":          "containers, images and volumes (and what `--type` names)",
 	"ps --filter":      "not `is-task`",
