@@ -37,6 +37,10 @@ func (b *bench) rows() []row {
 		{"published port: 128 MiB", "the host's loopback", "the guest's TCP stack and vsock copies under emulation", "MiB/s",
 			func(ctx context.Context) (float64, error) { return download(ctx, there+"/big") },
 			func(ctx context.Context) (float64, error) { return download(ctx, here+"/big") }},
+		{"outwards: 128 MiB from a server of the host", "the host's loopback", "a TCP stack in the daemon, and the guest's under emulation", "MiB/s",
+			func(ctx context.Context) (float64, error) { return b.outwards(ctx, ln.Addr().(*net.TCPAddr).Port) },
+			func(ctx context.Context) (float64, error) { return download(ctx, here+"/big") }},
+		{"outwards: a name, asked by `nslookup`", "fork and exec in the guest", "starting nslookup, two questions, four wake-ups", "ms", b.lookup, b.forkExec},
 		{"bind mount: 128 MiB read, not cached in the guest", "the same file read on the host", "FUSE requests of at most 1 MiB", "MiB/s", b.readShare, b.readHost},
 		{"bind mount: 1,000 files written and removed", "the same on the host", "four FUSE requests a file", "ms", b.filesShare, b.filesHost},
 		{"vsock: 128 MiB from a container's stdout", "a pipe on the host", "the guest's copy from pipe to vsock", "MiB/s",
@@ -78,8 +82,17 @@ func (b *bench) cold(ctx context.Context) (float64, error) {
 
 // forkExec times one fork and exec of a small static program in the guest.
 func (b *bench) forkExec(ctx context.Context) (float64, error) {
-	const n = 100
-	script := fmt.Sprintf("a=$(cut -d' ' -f1 /proc/uptime); i=0; while [ $i -lt %d ]; do /bin/true; i=$((i+1)); done; echo $a $(cut -d' ' -f1 /proc/uptime)", n)
+	return b.repeated(ctx, 100, "/bin/true")
+}
+
+// lookup times one name server's answer, with the program that asks.
+func (b *bench) lookup(ctx context.Context) (float64, error) {
+	return b.repeated(ctx, 20, "nslookup host.docker.internal >/dev/null")
+}
+
+// repeated times a command in the server's container, in the guest's own time.
+func (b *bench) repeated(ctx context.Context, n int, cmd string) (float64, error) {
+	script := fmt.Sprintf("a=$(cut -d' ' -f1 /proc/uptime); i=0; while [ $i -lt %d ]; do %s || exit; i=$((i+1)); done; echo $a $(cut -d' ' -f1 /proc/uptime)", n, cmd)
 	out, err := b.output(ctx, "exec", "server", "sh", "-c", script)
 	if err != nil {
 		return 0, err
@@ -88,7 +101,14 @@ func (b *bench) forkExec(ctx context.Context) (float64, error) {
 	if _, err := fmt.Sscan(string(out), &from, &to); err != nil {
 		return 0, fmt.Errorf("%q: %w", out, err)
 	}
-	return (to - from) * 1000 / n, nil
+	return (to - from) * 1000 / float64(n), nil
+}
+
+// outwards reads the big file from a server on the host.
+func (b *bench) outwards(ctx context.Context, port int) (float64, error) {
+	return rate(bigSize, func() error {
+		return b.do(ctx, "exec", "server", "wget", "-q", "-O", "/dev/null", fmt.Sprintf("http://host.docker.internal:%d/big", port))
+	})
 }
 
 func (b *bench) firstAnswer(ctx context.Context) (float64, error) {
