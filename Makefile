@@ -101,7 +101,7 @@ proto: ## Generate proto/*.pb.go (needs protobuf-compiler)
 dist/root-crun:
 	go run ./kernel/mkroot -out $@ crun base-files busybox-static
 
-bench: build guest dist/root-crun ## Measure, and write docs/benchmarks.md
+bench: build guest dist/root-crun dist/root-nginx ## Measure, and write docs/benchmarks.md
 	go run ./cmd/sampan-bench -bin bin -out docs/benchmarks.md
 
 install: build guest ## Install below PREFIX (default: /usr/local, or ~/.local when not root)

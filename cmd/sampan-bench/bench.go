@@ -19,6 +19,7 @@ import (
 	"sampan/kernel"
 	"sampan/vm"
 	"sampan/vm/qemu"
+	"sampan/vm/vmtest/guest"
 )
 
 // bench is a home with an image, and a folder on the host.
@@ -27,9 +28,10 @@ type bench struct {
 	share             string // on the host
 	crunRoot          string // of Debian's package
 	bundle            *kernel.Bundle
-	how               string     // the machine, in its own words
-	port              int        // of the server container
-	bare              vm.Machine // without the product; nil until it is needed
+	how               string // the machine, in its own words
+	port              int    // of the server container
+	user              *userNet
+	bare              []vm.Machine // without the product; those that rows have needed
 }
 
 const (
@@ -50,11 +52,11 @@ func newBench(ctx context.Context, bin string) (_ *bench, err error) {
 		}
 	}()
 	os.Setenv("SAMPAN_HOME", b.home)
-	guest := os.Getenv("SAMPAN_GUEST")
-	if guest == "" {
-		guest = filepath.Join(filepath.Dir(bin), "dist", "guest-"+runtime.GOARCH)
+	files := os.Getenv("SAMPAN_GUEST")
+	if files == "" {
+		files = filepath.Join(filepath.Dir(bin), "dist", "guest-"+runtime.GOARCH)
 	}
-	if b.bundle, err = kernel.Open(guest); err != nil {
+	if b.bundle, err = kernel.Open(files); err != nil {
 		return nil, err
 	}
 	img, err := imagetest.Busybox()
@@ -73,6 +75,10 @@ func newBench(ctx context.Context, bin string) (_ *bench, err error) {
 			return nil, err
 		}
 	}
+	binary := map[string]string{"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}[runtime.GOARCH]
+	if b.user, err = newUserNet(filepath.Join(dir, "path"), binary, guest.CommandPort, 80); err != nil {
+		return nil, err
+	}
 	if err := b.do(ctx, "load", "-q", "-i", archive); err != nil {
 		return nil, err
 	}
@@ -82,7 +88,10 @@ func newBench(ctx context.Context, bin string) (_ *bench, err error) {
 	if err := b.serve(ctx); err != nil {
 		return nil, err
 	}
-	return b, b.serveCrun(ctx)
+	if err := b.serveCrun(ctx); err != nil {
+		return nil, err
+	}
+	return b, b.joinUserNet(ctx)
 }
 
 // serve starts the container that the warm rows use.
@@ -99,7 +108,7 @@ func (b *bench) serve(ctx context.Context) error {
 	if err := json.Unmarshal(out, &status); err != nil {
 		return err
 	}
-	b.how = status.Driver + ", Linux " + status.Kernel
+	b.how = fmt.Sprintf("%s, Linux %s (%s)", status.Driver, status.Kernel, b.bundle.Manifest.Flavour)
 	return nil
 }
 
@@ -149,8 +158,8 @@ func (b *bench) stopDaemon() error {
 
 func (b *bench) close() error {
 	var err error
-	if b.bare != nil {
-		err = b.bare.Stop(context.Background())
+	for _, m := range b.bare {
+		err = errors.Join(err, m.Stop(context.Background()))
 	}
 	return errors.Join(err, b.stopDaemon(), os.RemoveAll(b.dir))
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,7 +25,7 @@ func (b *bench) rows() []row {
 	go site.Serve(ln) // ends with the process
 	here := "http://" + ln.Addr().String()
 	there := fmt.Sprintf("http://127.0.0.1:%d", b.port)
-	return append(append(b.vsockRows(), b.pullRows()...), []row{
+	return slices.Concat(b.vsockRows(), []row{b.nginxRow()}, b.pullRows(), []row{
 		{"warm: `run --rm busybox true`", "fork and exec in the guest", "namespaces, overlay, a network interface, under emulation", "ms", b.run, b.forkExec},
 		{"warm: `run --rm busybox true`", "`crun run` of the same alone, in the same guest", "the same", "ms", b.run, b.crunRun},
 		{"20 × `run --rm busybox true` at once", "20 × `crun run` at once", "the guest's processors: a second stage's start each", "ms", b.runMany, b.crunMany},
@@ -51,7 +52,7 @@ func (b *bench) rows() []row {
 				return piped(exec.CommandContext(ctx, zeros[0], zeros[1:]...))
 			}},
 		{"cold: the same with everything stopped", "bare boot of the same kernel, whose init turns it off", "the kernel's own boot", "ms", b.cold, b.bareBoot},
-	}...)
+	})
 }
 
 // zeros writes bigSize bytes.
@@ -72,8 +73,10 @@ func (b *bench) exec(ctx context.Context) (float64, error) {
 	return millis(func() error { return b.do(ctx, "exec", "server", "true") })
 }
 
-// cold stops the daemon, then times the first run.
+// cold stops the daemon, then times the first run, of a machine as the product
+// has it.
 func (b *bench) cold(ctx context.Context) (float64, error) {
+	b.user.remove()
 	if err := b.stopDaemon(); err != nil {
 		return 0, err
 	}

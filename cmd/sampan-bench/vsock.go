@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -18,39 +19,73 @@ import (
 
 const (
 	roundTrips  = 1000
-	connections = 2000 // in turn,
-	atOnce      = 16   // so many at a time
+	connections = 1000 // in turn,
+	atOnce      = 4    // so many at a time: QEMU's user-mode networking resets more
+	streamSize  = 64 << 20
 )
 
+// userMode is the limit of what Sampan does in QEMU's place.
+const userMode = "QEMU's user-mode networking to the same process"
+
+// A pair is the same work on two peers.
+type pair struct {
+	name, limit  string
+	bound        [4]string // of each row: to the guest, to the host, round trip, connections
+	ours, theirs speed.Peer
+}
+
 // vsockRows measure connections, without and with what is around them in the
-// product: the bare device, to a guest whose init does nothing else, and the way
-// through a published port into a container.
+// product: the bare device, to a guest whose init does nothing else, with one
+// processor and with two; and the way through a published port into a container.
 func (b *bench) vsockRows() []row {
-	here, local := lazily(b.unixPeer), lazily(b.tcpPeer)
-	machine, port := lazily(b.bareMachine), lazily(b.container)
-	const emulated = "the guest's system calls and copies under emulation"
-	toGuest := func(p speed.Peer) func(context.Context) (float64, error) {
-		return func(ctx context.Context) (float64, error) { return p.ToGuest(ctx, bigSize) }
+	const (
+		emulated = "the guest's system calls and copies, under emulation"
+		small    = "the guest's buffers of 4 KiB"
+	)
+	bare := [4]string{small, emulated, "the guest's interrupt, two threads' wake-ups, and a credit update for each read", "the guest's six packets and one goroutine for each"}
+	published := [4]string{"the guest's TCP stack and copies, behind vsock's buffers of 4 KiB", "the guest's TCP stack and copies", "four wake-ups of the guest: agent and process, both ways", "the agent's and the container's sockets"}
+	var pairs []pair
+	var two speed.Peer
+	for _, cpus := range []int{1, 2} {
+		dial, user := b.bareMachine(cpus)
+		two = lazily(dial)
+		pairs = append(pairs, pair{fmt.Sprintf("vsock, processors: %d", cpus), userMode, bare, two, lazily(user)})
 	}
-	toHost := func(p speed.Peer) func(context.Context) (float64, error) {
-		return func(ctx context.Context) (float64, error) { return p.ToHost(ctx, bigSize) }
+	port, user := b.container()
+	pairs = append(pairs,
+		pair{"vsock, processors: 2", "a UNIX socket on the host", bare, two, lazily(b.unixPeer)},
+		pair{"published port", userMode, published, lazily(port), lazily(user)},
+		pair{"published port", "the host's loopback", published, lazily(port), lazily(b.tcpPeer)})
+	var rows []row
+	for _, p := range pairs {
+		rows = append(rows, p.rows()...)
 	}
-	trip := func(p speed.Peer) func(context.Context) (float64, error) {
-		return func(ctx context.Context) (float64, error) { return p.RoundTrip(ctx, roundTrips) }
+	return rows
+}
+
+func (p pair) rows() []row {
+	type measure func(context.Context) (float64, error)
+	var rows []row
+	for i, m := range []struct {
+		name, unit string
+		f          func(speed.Peer) measure
+	}{
+		{"64 MiB to a process that only reads", "MiB/s", func(p speed.Peer) measure {
+			return func(ctx context.Context) (float64, error) { return p.ToGuest(ctx, streamSize) }
+		}},
+		{"64 MiB from a process that only writes", "MiB/s", func(p speed.Peer) measure {
+			return func(ctx context.Context) (float64, error) { return p.ToHost(ctx, streamSize) }
+		}},
+		{"round trip", "ms", func(p speed.Peer) measure {
+			return func(ctx context.Context) (float64, error) { return p.RoundTrip(ctx, roundTrips) }
+		}},
+		{"connections, each with an echo", "1/s", func(p speed.Peer) measure {
+			return func(ctx context.Context) (float64, error) { return p.Connections(ctx, connections, atOnce) }
+		}},
+	} {
+		rows = append(rows, row{p.name + ": " + m.name, p.limit, p.bound[i], m.unit, m.f(p.ours), m.f(p.theirs)})
 	}
-	connect := func(p speed.Peer) func(context.Context) (float64, error) {
-		return func(ctx context.Context) (float64, error) { return p.Connections(ctx, connections, atOnce) }
-	}
-	return []row{
-		{"vsock: 128 MiB to the guest", "a UNIX socket on the host", "the guest's buffers of 4 KiB", "MiB/s", toGuest(machine), toGuest(here)},
-		{"vsock: 128 MiB to the host", "a UNIX socket on the host", emulated, "MiB/s", toHost(machine), toHost(here)},
-		{"vsock: round trip", "a UNIX socket on the host", "two wake-ups of the guest", "ms", trip(machine), trip(here)},
-		{"vsock: connections, each with an echo", "a UNIX socket on the host", emulated, "1/s", connect(machine), connect(here)},
-		{"published port: 128 MiB to a process that only reads", "the host's loopback", emulated, "MiB/s", toGuest(port), toGuest(local)},
-		{"published port: 128 MiB from a process that only writes", "the host's loopback", emulated, "MiB/s", toHost(port), toHost(local)},
-		{"published port: round trip", "the host's loopback", "four wake-ups of the guest", "ms", trip(port), trip(local)},
-		{"published port: connections, each with an echo", "the host's loopback", emulated, "1/s", connect(port), connect(local)},
-	}
+	return rows
 }
 
 // dialFunc opens a connection to a port.
@@ -58,7 +93,7 @@ type dialFunc func(ctx context.Context, port uint32) (net.Conn, error)
 
 // lazily is a peer that starts with its first connection: not every row is
 // always measured.
-func lazily(start func(context.Context) (dialFunc, error)) speed.Peer {
+func lazily(start startFunc) speed.Peer {
 	var (
 		once sync.Once
 		dial dialFunc
@@ -119,56 +154,121 @@ func servePeer(listen func(port uint32) (net.Listener, error)) error {
 	}
 }
 
-// bareMachine boots the product's kernel with an init that serves vsock and does
-// nothing else.
-func (b *bench) bareMachine(ctx context.Context) (dialFunc, error) {
-	initrd, err := image.Make(b.dir, b.bundle)
-	if err != nil {
-		return nil, err
+// startFunc makes a peer ready, and returns how to dial it.
+type startFunc func(context.Context) (dialFunc, error)
+
+// bareMachine is the product's kernel with an init that serves vsock, and TCP
+// behind QEMU's user-mode networking, and does nothing else. Whichever is needed
+// first boots it.
+func (b *bench) bareMachine(cpus int) (viaVsock, viaUser startFunc) {
+	var m vm.Machine
+	var addr string
+	start := func(ctx context.Context) error {
+		if m != nil {
+			return nil
+		}
+		var err error
+		m, addr, err = b.bootBare(ctx, cpus)
+		return err
 	}
-	m, err := (&qemu.Driver{}).Boot(ctx, vm.Config{Kernel: b.bundle.Kernel, Initrd: initrd, CPUs: 2, Memory: 512 << 20})
-	if err != nil {
-		return nil, err
+	viaVsock = func(ctx context.Context) (dialFunc, error) {
+		if err := start(ctx); err != nil {
+			return nil, err
+		}
+		return m.Dial, nil
 	}
-	b.bare = m
+	viaUser = func(ctx context.Context) (dialFunc, error) {
+		if err := start(ctx); err != nil {
+			return nil, err
+		}
+		return dialer(addr), nil
+	}
+	return viaVsock, viaUser
+}
+
+func (b *bench) bootBare(ctx context.Context, cpus int) (_ vm.Machine, addr string, err error) {
+	dir, err := os.MkdirTemp(b.dir, "bare-")
+	if err != nil {
+		return nil, "", err
+	}
+	initrd, err := image.Make(dir, b.bundle)
+	if err != nil {
+		return nil, "", err
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, "", err
+	}
+	addr = fmt.Sprintf("127.0.0.1:%d", port)
+	driver := &qemu.Driver{Extra: []string{
+		"-netdev", fmt.Sprintf("user,id=user,ipv6=off,net=10.0.2.0/24,dhcpstart=10.0.2.15,hostfwd=tcp:%s-10.0.2.15:%d", addr, guest.CommandPort),
+		"-device", "virtio-net-pci,netdev=user,romfile=",
+	}}
+	m, err := driver.Boot(ctx, vm.Config{Kernel: b.bundle.Kernel, Initrd: initrd, CPUs: cpus, Memory: 512 << 20, Cmdline: "peer.net=10.0.2.15/24"})
+	if err != nil {
+		return nil, "", err
+	}
+	b.bare = append(b.bare, m)
 	l, err := m.Listen(guest.ReadyPort)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	c, err := l.Accept()
 	if err != nil {
-		return nil, fmt.Errorf("wait for the guest: %w", err)
+		return nil, "", fmt.Errorf("wait for the guest: %w", err)
 	}
-	return m.Dial, c.Close()
+	return m, addr, c.Close()
 }
 
-// container starts the echo program in a container with a published port.
-func (b *bench) container(ctx context.Context) (dialFunc, error) {
+// container is the echo program in a container, through a published port and
+// through QEMU's user-mode networking.
+func (b *bench) container() (viaPort, viaUser startFunc) {
+	var port, user string
+	start := func(ctx context.Context) error {
+		if port != "" {
+			return nil
+		}
+		var err error
+		port, user, err = b.startEcho(ctx)
+		return err
+	}
+	side := func(addr *string) startFunc {
+		return func(ctx context.Context) (dialFunc, error) {
+			if err := start(ctx); err != nil {
+				return nil, err
+			}
+			return dialer(*addr), nil
+		}
+	}
+	return side(&port), side(&user)
+}
+
+func (b *bench) startEcho(ctx context.Context) (port, user string, err error) {
 	if err := image.Build(filepath.Join(b.share, "echo"), "sampan/cmd/sampan-bench/echo", b.bundle.Manifest.Arch); err != nil {
-		return nil, err
+		return "", "", err
 	}
-	port, err := freePort()
+	n, err := freePort()
 	if err != nil {
-		return nil, err
+		return "", "", err
 	}
-	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	err = b.do(ctx, "run", "-d", "--name", "echo", "-v", b.share+":/share:ro", "-p", fmt.Sprintf("%s:%d", addr, guest.CommandPort), "busybox", "/share/echo")
+	port = fmt.Sprintf("127.0.0.1:%d", n)
+	err = b.do(ctx, "run", "-d", "--name", "echo", "-v", b.share+":/share:ro", "-p", fmt.Sprintf("%s:%d", port, guest.CommandPort), "busybox", "/share/echo")
 	if err != nil {
-		return nil, err
+		return "", "", err
 	}
-	dial := func(ctx context.Context, _ uint32) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if user, err = b.userAddr(ctx, "echo", guest.CommandPort); err != nil {
+		return "", "", err
 	}
 	for { // until it listens, the port answers with a reset
-		_, err := speed.Peer{Dial: dial}.RoundTrip(ctx, 1)
+		_, err := speed.Peer{Dial: dialer(port)}.RoundTrip(ctx, 1)
 		if err == nil {
-			return dial, nil
+			return port, user, nil
 		}
 		select {
 		case <-ctx.Done():
-			return nil, err
+			return "", "", err
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

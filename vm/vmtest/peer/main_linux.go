@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -116,6 +117,9 @@ func listen(port uint32) (net.Listener, error) {
 // both; the second is for networks.
 func loadModules(list string, both bool) error {
 	f, err := os.Open(list)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // a kernel may have none
+	}
 	if err != nil {
 		return fmt.Errorf("open list of modules: %w", err)
 	}
