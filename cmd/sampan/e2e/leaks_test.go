@@ -86,7 +86,7 @@ func leaks(before, after use) []string {
 // on purpose is noticed.
 func TestLeaks(t *testing.T) {
 	onceAsUser(t)
-	warm, churn, rest := 5*time.Second, 10*time.Second, 3*time.Second
+	warm, churn, rest := 10*time.Second, 10*time.Second, 3*time.Second
 	if nightly() {
 		warm, churn, rest = time.Minute, 5*time.Minute, 10*time.Second
 	}
@@ -131,6 +131,7 @@ func (h *home) churn(t *testing.T, ref string, limit time.Duration) int {
 		if r := h.try(t, "", "sampan", "run", "--rm", ref, "no-such-command"); r.code != 127 {
 			t.Errorf("got %+v, want exit code 127", r)
 		}
+		h.networks(t, ref)
 		h.sampan(t, "tag", ref, "other:1")
 		h.sampan(t, "rmi", "other:1")
 		h.sampan(t, "pull", "-q", ref)
@@ -139,6 +140,20 @@ func (h *home) churn(t *testing.T, ref string, limit time.Duration) int {
 		}
 	}
 	return rounds
+}
+
+// networks makes, uses and removes networks; "stays" comes and goes.
+func (h *home) networks(t *testing.T, ref string) {
+	t.Helper()
+	h.sampan(t, "network", "create", "open")
+	h.sampan(t, "network", "create", "--internal", "closed")
+	h.sampan(t, "run", "-d", "--name", "peer", "--network", "open", "--network", "closed", ref, "sleep", "1000")
+	h.sampan(t, "network", "connect", "open", "stays")
+	h.sampan(t, "exec", "stays", "ping", "-c", "1", "-W", "10", "peer")
+	h.sampan(t, "run", "--rm", "--network", "container:peer", ref, "nslookup", "-type=a", "host.docker.internal")
+	h.sampan(t, "network", "disconnect", "open", "stays")
+	h.sampan(t, "rm", "-f", "peer")
+	h.sampan(t, "network", "rm", "open", "closed")
 }
 
 // cutOff runs a client, waits for the line that it prints first, if any, and

@@ -248,7 +248,7 @@ func (s *Server) ask(network, server string, q question, msg []byte) ([]byte, er
 	if _, err := c.Write(out); err != nil {
 		return nil, err
 	}
-	buf := make([]byte, 0xffff)
+	buf := make([]byte, maxUDP+1) // one that is longer is cut for the client, see fit
 	for {
 		n, err := c.Read(buf)
 		if err != nil {
