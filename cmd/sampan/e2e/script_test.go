@@ -25,6 +25,10 @@ func TestScripts(t *testing.T) {
 	for _, s := range scripts {
 		h := newHome(t)
 		h.load(t)
+		registry := ""
+		if filepath.Base(s) == "tutorial.txtar" {
+			registry = startRegistry(t)
+		}
 		testscript.Run(t, testscript.Params{
 			Files: []string{s},
 			Setup: func(e *testscript.Env) error {
@@ -35,6 +39,7 @@ func TestScripts(t *testing.T) {
 				}
 				e.Setenv("PORT", strconv.Itoa(freePort(t)))
 				e.Setenv("BUSYBOX", files.busybox)
+				e.Setenv("REGISTRY", registry)
 				return nil
 			},
 			Cmds: map[string]func(*testscript.TestScript, bool, []string){
