@@ -106,3 +106,15 @@ func TestUpdate(t *testing.T) {
 	d.ok("run", "-d", "--rm", "--name", "bb", "img", "sleep")
 	d.refused("Restart policy cannot be updated because AutoRemove is enabled", "update", "--restart", "always", "bb")
 }
+
+func TestRename(t *testing.T) {
+	d := start(t)
+	d.ok("create", "--name", "aa", "img")
+	d.ok("create", "--name", "bb", "img")
+	id := d.ok("inspect", "-f", "{{.Id}}", "bb")
+	d.refused(`Error when allocating new name: Conflict. The container name "/bb" is already in use by container "`+id+`"`, "rename", "aa", "bb")
+	d.refused("Error when allocating new name: Invalid container name (/b@d)", "rename", "aa", "b@d")
+	d.refused("Renaming a container with the same name as its current name", "rename", "aa", "aa")
+	d.ok("rename", "aa", "cc")
+	d.ok("rm", "cc", "bb")
+}

@@ -328,7 +328,7 @@ func (e *Engine) Rename(name, to string) error {
 		return invalid("Neither old nor new names may be empty")
 	}
 	if !containerName.MatchString(to) {
-		return invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", to)
+		return invalid("Error when allocating new name: Invalid container name (/%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", to)
 	}
 	old, err := e.rename(c, to)
 	if err != nil {
