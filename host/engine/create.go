@@ -353,7 +353,7 @@ func (e *Engine) rename(c *ctr, to string) (old string, err error) {
 		return "", invalid("Renaming a container with the same name as its current name")
 	}
 	if err := e.nameLocked(to, c.id); err != nil {
-		return "", err
+		return "", conflict("Error when allocating new name: %s", err)
 	}
 	c.rec.Name = to
 	if err := e.save(c); err != nil {
