@@ -323,6 +323,11 @@ func (g *fakeGuest) Remove(_ context.Context, req *proto.RemoveRequest) (*proto.
 	return &proto.Empty{}, nil
 }
 
+// Changes finds that each container has written a thousand bytes.
+func (g *fakeGuest) Changes(context.Context, *proto.ChangesRequest) (*proto.ChangesResponse, error) {
+	return &proto.ChangesResponse{Size: 1000}, nil
+}
+
 func (g *fakeGuest) Freeze(_ context.Context, req *proto.FreezeRequest) (*proto.Empty, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -57,7 +57,7 @@ func TestStatusCodes(t *testing.T) {
 	}{
 		{"GET", "/nope", "", "page not found", 404},
 		{"GET", "/containers/nope/json", "", "No such container: nope", 404},
-		{"GET", "/containers/up/stats", "", "sampan: GET /containers/up/stats is not supported", 501},
+		{"GET", "/containers/up/checkpoints", "", "sampan: GET /containers/up/checkpoints is not supported", 501},
 		{"POST", "/build", "", "sampan: POST /build is not supported", 501},
 		{"POST", "/swarm/init", "{}", "is not supported", 501},
 		{"POST", "/containers/up/start", "", "", 304},

@@ -151,14 +151,14 @@ func TestStopAndKill(t *testing.T) {
 	if got := code("aa"); got != "exited 137" {
 		t.Errorf("killed: %s", got)
 	}
-	d.ok("run", "-d", "--name", "bb", "img", "stubborn")
+	d.ok("run", "-d", "--name", "other", "img", "stubborn")
 	begun := time.Now()
-	d.ok("stop", "-t", "1", "bb")
-	if got := code("bb"); got != "exited 137" || time.Since(begun) < time.Second {
+	d.ok("stop", "-t", "1", "other")
+	if got := code("other"); got != "exited 137" || time.Since(begun) < time.Second {
 		t.Errorf("stubborn: %s after %s", got, time.Since(begun))
 	}
-	d.ok("rename", "bb", "cc")
-	d.refused("No such container: bb", "start", "bb")
+	d.ok("rename", "other", "cc")
+	d.refused("No such container: other", "start", "other")
 	d.ok("restart", "cc")
 	if got := code("cc"); got != "running 0" {
 		t.Errorf("restarted: %s", got)
