@@ -71,7 +71,7 @@ func (x PackRequest_What) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PackRequest_What.Descriptor instead.
 func (PackRequest_What) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36, 0}
+	return file_agent_proto_rawDescGZIP(), []int{37, 0}
 }
 
 type Empty struct {
@@ -393,7 +393,8 @@ type StartRequest struct {
 	// OCI runtime-spec, as JSON (config.json), with these additions that the
 	// agent resolves:
 	//   - root.path is ignored: the root is made from layers;
-	//   - process.user.username "user[:group]" is looked up in the image;
+	//   - process.user.username "user[:group]" is looked up in the image, and so
+	//     are the names of additional groups that follow, each on its own line;
 	//   - a mount of type "host" has the source "EXPORT[/SUBPATH]" in the share
 	//     ShareHost; options "ro" or "rw";
 	//   - a mount of type "volume" has the volume's name as its source; options
@@ -419,8 +420,12 @@ type StartRequest struct {
 	// machine: the layer goes with its end.
 	Ephemeral bool `protobuf:"varint,9,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
 	// The check of the container's health, which the guest runs. Absent: none.
-	Health        *HealthCheck `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
-	Resolver      *Resolver    `protobuf:"bytes,11,opt,name=resolver,proto3" json:"resolver,omitempty"`
+	Health   *HealthCheck `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
+	Resolver *Resolver    `protobuf:"bytes,11,opt,name=resolver,proto3" json:"resolver,omitempty"`
+	// Devices of the guest that the container gets.
+	Devices []*Device `protobuf:"bytes,20,rep,name=devices,proto3" json:"devices,omitempty"`
+	// The container gets all of the guest's devices (docker run --privileged).
+	AllDevices    bool `protobuf:"varint,21,opt,name=all_devices,json=allDevices,proto3" json:"all_devices,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -532,6 +537,81 @@ func (x *StartRequest) GetResolver() *Resolver {
 	return nil
 }
 
+func (x *StartRequest) GetDevices() []*Device {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *StartRequest) GetAllDevices() bool {
+	if x != nil {
+		return x.AllDevices
+	}
+	return false
+}
+
+// Device is a device node of the guest, or a directory of them.
+type Device struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`               // in the guest
+	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`           // in the container
+	Permissions   string                 `protobuf:"bytes,3,opt,name=permissions,proto3" json:"permissions,omitempty"` // of r, w and m
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Device) Reset() {
+	*x = Device{}
+	mi := &file_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Device) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Device) ProtoMessage() {}
+
+func (x *Device) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Device.ProtoReflect.Descriptor instead.
+func (*Device) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Device) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Device) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Device) GetPermissions() string {
+	if x != nil {
+		return x.Permissions
+	}
+	return ""
+}
+
 // HealthCheck is a command that is run in a container again and again. All
 // fields are required, but the start period.
 type HealthCheck struct {
@@ -548,7 +628,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -560,7 +640,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -573,7 +653,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HealthCheck) GetProcess() []byte {
@@ -633,7 +713,7 @@ type Streams struct {
 
 func (x *Streams) Reset() {
 	*x = Streams{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -645,7 +725,7 @@ func (x *Streams) String() string {
 func (*Streams) ProtoMessage() {}
 
 func (x *Streams) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -658,7 +738,7 @@ func (x *Streams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Streams.ProtoReflect.Descriptor instead.
 func (*Streams) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Streams) GetTty() bool {
@@ -699,7 +779,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +791,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +804,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -758,7 +838,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +850,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +863,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Network) GetId() string {
@@ -855,7 +935,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +947,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +960,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Endpoint) GetNetwork() *Network {
@@ -944,7 +1024,7 @@ type Resolver struct {
 
 func (x *Resolver) Reset() {
 	*x = Resolver{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1036,7 @@ func (x *Resolver) String() string {
 func (*Resolver) ProtoMessage() {}
 
 func (x *Resolver) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1049,7 @@ func (x *Resolver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resolver.ProtoReflect.Descriptor instead.
 func (*Resolver) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Resolver) GetServers() []string {
@@ -995,7 +1075,7 @@ type ConnectRequest struct {
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1087,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1100,7 @@ func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
 func (*ConnectRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ConnectRequest) GetContainer() string {
@@ -1068,7 +1148,7 @@ type DisconnectRequest struct {
 
 func (x *DisconnectRequest) Reset() {
 	*x = DisconnectRequest{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1160,7 @@ func (x *DisconnectRequest) String() string {
 func (*DisconnectRequest) ProtoMessage() {}
 
 func (x *DisconnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1173,7 @@ func (x *DisconnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisconnectRequest.ProtoReflect.Descriptor instead.
 func (*DisconnectRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DisconnectRequest) GetContainer() string {
@@ -1119,7 +1199,7 @@ type NetworkRequest struct {
 
 func (x *NetworkRequest) Reset() {
 	*x = NetworkRequest{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1211,7 @@ func (x *NetworkRequest) String() string {
 func (*NetworkRequest) ProtoMessage() {}
 
 func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1224,7 @@ func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRequest.ProtoReflect.Descriptor instead.
 func (*NetworkRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NetworkRequest) GetId() string {
@@ -1163,7 +1243,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1255,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1268,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StartResponse) GetPid() int32 {
@@ -1211,7 +1291,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +1303,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +1316,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1284,7 +1364,7 @@ type ProcessRequest struct {
 
 func (x *ProcessRequest) Reset() {
 	*x = ProcessRequest{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1376,7 @@ func (x *ProcessRequest) String() string {
 func (*ProcessRequest) ProtoMessage() {}
 
 func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1389,7 @@ func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessRequest.ProtoReflect.Descriptor instead.
 func (*ProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ProcessRequest) GetContainer() string {
@@ -1337,7 +1417,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1429,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1442,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WaitResponse) GetExitCode() int32 {
@@ -1398,7 +1478,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +1490,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +1503,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1465,7 +1545,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1557,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1570,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1524,7 +1604,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1616,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1629,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *HealthRequest) GetContainer() string {
@@ -1575,7 +1655,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1667,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1680,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HealthResponse) GetResults() []*HealthResult {
@@ -1625,7 +1705,7 @@ type HealthResult struct {
 
 func (x *HealthResult) Reset() {
 	*x = HealthResult{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1717,7 @@ func (x *HealthResult) String() string {
 func (*HealthResult) ProtoMessage() {}
 
 func (x *HealthResult) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1730,7 @@ func (x *HealthResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResult.ProtoReflect.Descriptor instead.
 func (*HealthResult) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HealthResult) GetNumber() uint64 {
@@ -1712,7 +1792,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1804,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1817,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -1763,7 +1843,7 @@ type VolumeRequest struct {
 
 func (x *VolumeRequest) Reset() {
 	*x = VolumeRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +1855,7 @@ func (x *VolumeRequest) String() string {
 func (*VolumeRequest) ProtoMessage() {}
 
 func (x *VolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +1868,7 @@ func (x *VolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeRequest.ProtoReflect.Descriptor instead.
 func (*VolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *VolumeRequest) GetName() string {
@@ -1808,7 +1888,7 @@ type FreezeRequest struct {
 
 func (x *FreezeRequest) Reset() {
 	*x = FreezeRequest{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +1900,7 @@ func (x *FreezeRequest) String() string {
 func (*FreezeRequest) ProtoMessage() {}
 
 func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +1913,7 @@ func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
 func (*FreezeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FreezeRequest) GetContainer() string {
@@ -1862,7 +1942,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +1954,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +1967,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*ProcessInfo {
@@ -1946,7 +2026,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2038,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2051,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProcessInfo) GetPid() int32 {
@@ -2132,7 +2212,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2144,7 +2224,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2157,7 +2237,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UsageResponse) GetTimeUnixNano() int64 {
@@ -2291,7 +2371,7 @@ type DeviceUsage struct {
 
 func (x *DeviceUsage) Reset() {
 	*x = DeviceUsage{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2383,7 @@ func (x *DeviceUsage) String() string {
 func (*DeviceUsage) ProtoMessage() {}
 
 func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2396,7 @@ func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceUsage.ProtoReflect.Descriptor instead.
 func (*DeviceUsage) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeviceUsage) GetMajor() uint64 {
@@ -2364,7 +2444,7 @@ type InterfaceUsage struct {
 
 func (x *InterfaceUsage) Reset() {
 	*x = InterfaceUsage{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2376,7 +2456,7 @@ func (x *InterfaceUsage) String() string {
 func (*InterfaceUsage) ProtoMessage() {}
 
 func (x *InterfaceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2389,7 +2469,7 @@ func (x *InterfaceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceUsage.ProtoReflect.Descriptor instead.
 func (*InterfaceUsage) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *InterfaceUsage) GetName() string {
@@ -2465,7 +2545,7 @@ type LimitRequest struct {
 
 func (x *LimitRequest) Reset() {
 	*x = LimitRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2477,7 +2557,7 @@ func (x *LimitRequest) String() string {
 func (*LimitRequest) ProtoMessage() {}
 
 func (x *LimitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2490,7 +2570,7 @@ func (x *LimitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRequest.ProtoReflect.Descriptor instead.
 func (*LimitRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LimitRequest) GetContainer() string {
@@ -2523,7 +2603,7 @@ type Files struct {
 
 func (x *Files) Reset() {
 	*x = Files{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2535,7 +2615,7 @@ func (x *Files) String() string {
 func (*Files) ProtoMessage() {}
 
 func (x *Files) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2548,7 +2628,7 @@ func (x *Files) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Files.ProtoReflect.Descriptor instead.
 func (*Files) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Files) GetId() string {
@@ -2589,7 +2669,7 @@ type StatRequest struct {
 
 func (x *StatRequest) Reset() {
 	*x = StatRequest{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2601,7 +2681,7 @@ func (x *StatRequest) String() string {
 func (*StatRequest) ProtoMessage() {}
 
 func (x *StatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2614,7 +2694,7 @@ func (x *StatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatRequest.ProtoReflect.Descriptor instead.
 func (*StatRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StatRequest) GetFiles() *Files {
@@ -2644,7 +2724,7 @@ type StatResponse struct {
 
 func (x *StatResponse) Reset() {
 	*x = StatResponse{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +2736,7 @@ func (x *StatResponse) String() string {
 func (*StatResponse) ProtoMessage() {}
 
 func (x *StatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +2749,7 @@ func (x *StatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatResponse.ProtoReflect.Descriptor instead.
 func (*StatResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StatResponse) GetName() string {
@@ -2719,7 +2799,7 @@ type PackRequest struct {
 
 func (x *PackRequest) Reset() {
 	*x = PackRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2731,7 +2811,7 @@ func (x *PackRequest) String() string {
 func (*PackRequest) ProtoMessage() {}
 
 func (x *PackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2744,7 +2824,7 @@ func (x *PackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackRequest.ProtoReflect.Descriptor instead.
 func (*PackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PackRequest) GetFiles() *Files {
@@ -2791,7 +2871,7 @@ type UnpackRequest struct {
 
 func (x *UnpackRequest) Reset() {
 	*x = UnpackRequest{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2803,7 +2883,7 @@ func (x *UnpackRequest) String() string {
 func (*UnpackRequest) ProtoMessage() {}
 
 func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2816,7 +2896,7 @@ func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackRequest.ProtoReflect.Descriptor instead.
 func (*UnpackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *UnpackRequest) GetFiles() *Files {
@@ -2864,7 +2944,7 @@ type ChangesRequest struct {
 
 func (x *ChangesRequest) Reset() {
 	*x = ChangesRequest{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +2956,7 @@ func (x *ChangesRequest) String() string {
 func (*ChangesRequest) ProtoMessage() {}
 
 func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +2969,7 @@ func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesRequest.ProtoReflect.Descriptor instead.
 func (*ChangesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ChangesRequest) GetFiles() *Files {
@@ -2916,7 +2996,7 @@ type ChangesResponse struct {
 
 func (x *ChangesResponse) Reset() {
 	*x = ChangesResponse{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +3008,7 @@ func (x *ChangesResponse) String() string {
 func (*ChangesResponse) ProtoMessage() {}
 
 func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2941,7 +3021,7 @@ func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesResponse.ProtoReflect.Descriptor instead.
 func (*ChangesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ChangesResponse) GetChanges() []*Change {
@@ -2968,7 +3048,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2980,7 +3060,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2993,7 +3073,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Change) GetPath() string {
@@ -3019,7 +3099,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3111,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3124,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ClockRequest) GetAdjustNano() int64 {
@@ -3063,7 +3143,7 @@ type ClockResponse struct {
 
 func (x *ClockResponse) Reset() {
 	*x = ClockResponse{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3155,7 @@ func (x *ClockResponse) String() string {
 func (*ClockResponse) ProtoMessage() {}
 
 func (x *ClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3168,7 @@ func (x *ClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
 func (*ClockResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ClockResponse) GetTimeUnixNano() int64 {
@@ -3115,7 +3195,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3127,7 +3207,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3140,7 +3220,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StatusResponse) GetMemoryTotal() uint64 {
@@ -3216,7 +3296,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3228,7 +3308,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3241,7 +3321,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PowerOffRequest) GetGraceMs() uint32 {
@@ -3277,7 +3357,7 @@ const file_agent_proto_rawDesc = "" +
 	"\tBootStage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vuptime_nano\x18\x02 \x01(\x03R\n" +
-	"uptimeNano\"\x83\x04\n" +
+	"uptimeNano\"\xd7\x04\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12\x16\n" +
@@ -3290,11 +3370,18 @@ const file_agent_proto_rawDesc = "" +
 	"\tephemeral\x18\t \x01(\bR\tephemeral\x124\n" +
 	"\x06health\x18\n" +
 	" \x01(\v2\x1c.sampan.agent.v1.HealthCheckR\x06health\x125\n" +
-	"\bresolver\x18\v \x01(\v2\x19.sampan.agent.v1.ResolverR\bresolver\x1a8\n" +
+	"\bresolver\x18\v \x01(\v2\x19.sampan.agent.v1.ResolverR\bresolver\x121\n" +
+	"\adevices\x18\x14 \x03(\v2\x17.sampan.agent.v1.DeviceR\adevices\x12\x1f\n" +
+	"\vall_devices\x18\x15 \x01(\bR\n" +
+	"allDevices\x1a8\n" +
 	"\n" +
 	"FilesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xe5\x01\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"V\n" +
+	"\x06Device\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12 \n" +
+	"\vpermissions\x18\x03 \x01(\tR\vpermissions\"\xe5\x01\n" +
 	"\vHealthCheck\x12\x18\n" +
 	"\aprocess\x18\x01 \x01(\fR\aprocess\x12#\n" +
 	"\rinterval_nano\x18\x02 \x01(\x03R\fintervalNano\x12!\n" +
@@ -3569,7 +3656,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_agent_proto_goTypes = []any{
 	(PackRequest_What)(0),     // 0: sampan.agent.v1.PackRequest.What
 	(*Empty)(nil),             // 1: sampan.agent.v1.Empty
@@ -3578,127 +3665,129 @@ var file_agent_proto_goTypes = []any{
 	(*ConfigureResponse)(nil), // 4: sampan.agent.v1.ConfigureResponse
 	(*BootStage)(nil),         // 5: sampan.agent.v1.BootStage
 	(*StartRequest)(nil),      // 6: sampan.agent.v1.StartRequest
-	(*HealthCheck)(nil),       // 7: sampan.agent.v1.HealthCheck
-	(*Streams)(nil),           // 8: sampan.agent.v1.Streams
-	(*TerminalSize)(nil),      // 9: sampan.agent.v1.TerminalSize
-	(*Network)(nil),           // 10: sampan.agent.v1.Network
-	(*Endpoint)(nil),          // 11: sampan.agent.v1.Endpoint
-	(*Resolver)(nil),          // 12: sampan.agent.v1.Resolver
-	(*ConnectRequest)(nil),    // 13: sampan.agent.v1.ConnectRequest
-	(*DisconnectRequest)(nil), // 14: sampan.agent.v1.DisconnectRequest
-	(*NetworkRequest)(nil),    // 15: sampan.agent.v1.NetworkRequest
-	(*StartResponse)(nil),     // 16: sampan.agent.v1.StartResponse
-	(*ExecRequest)(nil),       // 17: sampan.agent.v1.ExecRequest
-	(*ProcessRequest)(nil),    // 18: sampan.agent.v1.ProcessRequest
-	(*WaitResponse)(nil),      // 19: sampan.agent.v1.WaitResponse
-	(*SignalRequest)(nil),     // 20: sampan.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),     // 21: sampan.agent.v1.ResizeRequest
-	(*HealthRequest)(nil),     // 22: sampan.agent.v1.HealthRequest
-	(*HealthResponse)(nil),    // 23: sampan.agent.v1.HealthResponse
-	(*HealthResult)(nil),      // 24: sampan.agent.v1.HealthResult
-	(*RemoveRequest)(nil),     // 25: sampan.agent.v1.RemoveRequest
-	(*VolumeRequest)(nil),     // 26: sampan.agent.v1.VolumeRequest
-	(*FreezeRequest)(nil),     // 27: sampan.agent.v1.FreezeRequest
-	(*ProcessesResponse)(nil), // 28: sampan.agent.v1.ProcessesResponse
-	(*ProcessInfo)(nil),       // 29: sampan.agent.v1.ProcessInfo
-	(*UsageResponse)(nil),     // 30: sampan.agent.v1.UsageResponse
-	(*DeviceUsage)(nil),       // 31: sampan.agent.v1.DeviceUsage
-	(*InterfaceUsage)(nil),    // 32: sampan.agent.v1.InterfaceUsage
-	(*LimitRequest)(nil),      // 33: sampan.agent.v1.LimitRequest
-	(*Files)(nil),             // 34: sampan.agent.v1.Files
-	(*StatRequest)(nil),       // 35: sampan.agent.v1.StatRequest
-	(*StatResponse)(nil),      // 36: sampan.agent.v1.StatResponse
-	(*PackRequest)(nil),       // 37: sampan.agent.v1.PackRequest
-	(*UnpackRequest)(nil),     // 38: sampan.agent.v1.UnpackRequest
-	(*ChangesRequest)(nil),    // 39: sampan.agent.v1.ChangesRequest
-	(*ChangesResponse)(nil),   // 40: sampan.agent.v1.ChangesResponse
-	(*Change)(nil),            // 41: sampan.agent.v1.Change
-	(*ClockRequest)(nil),      // 42: sampan.agent.v1.ClockRequest
-	(*ClockResponse)(nil),     // 43: sampan.agent.v1.ClockResponse
-	(*StatusResponse)(nil),    // 44: sampan.agent.v1.StatusResponse
-	(*PowerOffRequest)(nil),   // 45: sampan.agent.v1.PowerOffRequest
-	nil,                       // 46: sampan.agent.v1.StartRequest.FilesEntry
-	nil,                       // 47: sampan.agent.v1.Endpoint.LinksEntry
-	nil,                       // 48: sampan.agent.v1.UsageResponse.MemoryStatEntry
+	(*Device)(nil),            // 7: sampan.agent.v1.Device
+	(*HealthCheck)(nil),       // 8: sampan.agent.v1.HealthCheck
+	(*Streams)(nil),           // 9: sampan.agent.v1.Streams
+	(*TerminalSize)(nil),      // 10: sampan.agent.v1.TerminalSize
+	(*Network)(nil),           // 11: sampan.agent.v1.Network
+	(*Endpoint)(nil),          // 12: sampan.agent.v1.Endpoint
+	(*Resolver)(nil),          // 13: sampan.agent.v1.Resolver
+	(*ConnectRequest)(nil),    // 14: sampan.agent.v1.ConnectRequest
+	(*DisconnectRequest)(nil), // 15: sampan.agent.v1.DisconnectRequest
+	(*NetworkRequest)(nil),    // 16: sampan.agent.v1.NetworkRequest
+	(*StartResponse)(nil),     // 17: sampan.agent.v1.StartResponse
+	(*ExecRequest)(nil),       // 18: sampan.agent.v1.ExecRequest
+	(*ProcessRequest)(nil),    // 19: sampan.agent.v1.ProcessRequest
+	(*WaitResponse)(nil),      // 20: sampan.agent.v1.WaitResponse
+	(*SignalRequest)(nil),     // 21: sampan.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),     // 22: sampan.agent.v1.ResizeRequest
+	(*HealthRequest)(nil),     // 23: sampan.agent.v1.HealthRequest
+	(*HealthResponse)(nil),    // 24: sampan.agent.v1.HealthResponse
+	(*HealthResult)(nil),      // 25: sampan.agent.v1.HealthResult
+	(*RemoveRequest)(nil),     // 26: sampan.agent.v1.RemoveRequest
+	(*VolumeRequest)(nil),     // 27: sampan.agent.v1.VolumeRequest
+	(*FreezeRequest)(nil),     // 28: sampan.agent.v1.FreezeRequest
+	(*ProcessesResponse)(nil), // 29: sampan.agent.v1.ProcessesResponse
+	(*ProcessInfo)(nil),       // 30: sampan.agent.v1.ProcessInfo
+	(*UsageResponse)(nil),     // 31: sampan.agent.v1.UsageResponse
+	(*DeviceUsage)(nil),       // 32: sampan.agent.v1.DeviceUsage
+	(*InterfaceUsage)(nil),    // 33: sampan.agent.v1.InterfaceUsage
+	(*LimitRequest)(nil),      // 34: sampan.agent.v1.LimitRequest
+	(*Files)(nil),             // 35: sampan.agent.v1.Files
+	(*StatRequest)(nil),       // 36: sampan.agent.v1.StatRequest
+	(*StatResponse)(nil),      // 37: sampan.agent.v1.StatResponse
+	(*PackRequest)(nil),       // 38: sampan.agent.v1.PackRequest
+	(*UnpackRequest)(nil),     // 39: sampan.agent.v1.UnpackRequest
+	(*ChangesRequest)(nil),    // 40: sampan.agent.v1.ChangesRequest
+	(*ChangesResponse)(nil),   // 41: sampan.agent.v1.ChangesResponse
+	(*Change)(nil),            // 42: sampan.agent.v1.Change
+	(*ClockRequest)(nil),      // 43: sampan.agent.v1.ClockRequest
+	(*ClockResponse)(nil),     // 44: sampan.agent.v1.ClockResponse
+	(*StatusResponse)(nil),    // 45: sampan.agent.v1.StatusResponse
+	(*PowerOffRequest)(nil),   // 46: sampan.agent.v1.PowerOffRequest
+	nil,                       // 47: sampan.agent.v1.StartRequest.FilesEntry
+	nil,                       // 48: sampan.agent.v1.Endpoint.LinksEntry
+	nil,                       // 49: sampan.agent.v1.UsageResponse.MemoryStatEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	3,  // 0: sampan.agent.v1.ConfigureRequest.uplink:type_name -> sampan.agent.v1.Uplink
 	5,  // 1: sampan.agent.v1.ConfigureResponse.stages:type_name -> sampan.agent.v1.BootStage
-	46, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
-	11, // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
-	8,  // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
-	9,  // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	7,  // 6: sampan.agent.v1.StartRequest.health:type_name -> sampan.agent.v1.HealthCheck
-	12, // 7: sampan.agent.v1.StartRequest.resolver:type_name -> sampan.agent.v1.Resolver
-	10, // 8: sampan.agent.v1.Endpoint.network:type_name -> sampan.agent.v1.Network
-	47, // 9: sampan.agent.v1.Endpoint.links:type_name -> sampan.agent.v1.Endpoint.LinksEntry
-	11, // 10: sampan.agent.v1.ConnectRequest.endpoint:type_name -> sampan.agent.v1.Endpoint
-	12, // 11: sampan.agent.v1.ConnectRequest.resolver:type_name -> sampan.agent.v1.Resolver
-	8,  // 12: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
-	9,  // 13: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	9,  // 14: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	24, // 15: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
-	29, // 16: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
-	48, // 17: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
-	31, // 18: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
-	32, // 19: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
-	34, // 20: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
-	34, // 21: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
-	0,  // 22: sampan.agent.v1.PackRequest.what:type_name -> sampan.agent.v1.PackRequest.What
-	34, // 23: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
-	34, // 24: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
-	41, // 25: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
-	2,  // 26: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
-	6,  // 27: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
-	17, // 28: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
-	18, // 29: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
-	20, // 30: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
-	21, // 31: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
-	22, // 32: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
-	25, // 33: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
-	26, // 34: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
-	27, // 35: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
-	18, // 36: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
-	18, // 37: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
-	33, // 38: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
-	35, // 39: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
-	37, // 40: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
-	38, // 41: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
-	39, // 42: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
-	13, // 43: sampan.agent.v1.Agent.Connect:input_type -> sampan.agent.v1.ConnectRequest
-	14, // 44: sampan.agent.v1.Agent.Disconnect:input_type -> sampan.agent.v1.DisconnectRequest
-	15, // 45: sampan.agent.v1.Agent.RemoveNetwork:input_type -> sampan.agent.v1.NetworkRequest
-	42, // 46: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
-	1,  // 47: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
-	45, // 48: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
-	4,  // 49: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
-	16, // 50: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
-	16, // 51: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
-	19, // 52: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
-	1,  // 53: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
-	1,  // 54: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
-	23, // 55: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
-	1,  // 56: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
-	1,  // 57: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
-	1,  // 58: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
-	28, // 59: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
-	30, // 60: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
-	1,  // 61: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
-	36, // 62: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
-	1,  // 63: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
-	1,  // 64: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
-	40, // 65: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
-	1,  // 66: sampan.agent.v1.Agent.Connect:output_type -> sampan.agent.v1.Empty
-	1,  // 67: sampan.agent.v1.Agent.Disconnect:output_type -> sampan.agent.v1.Empty
-	1,  // 68: sampan.agent.v1.Agent.RemoveNetwork:output_type -> sampan.agent.v1.Empty
-	43, // 69: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
-	44, // 70: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
-	1,  // 71: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
-	49, // [49:72] is the sub-list for method output_type
-	26, // [26:49] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	47, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
+	12, // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
+	9,  // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
+	10, // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	8,  // 6: sampan.agent.v1.StartRequest.health:type_name -> sampan.agent.v1.HealthCheck
+	13, // 7: sampan.agent.v1.StartRequest.resolver:type_name -> sampan.agent.v1.Resolver
+	7,  // 8: sampan.agent.v1.StartRequest.devices:type_name -> sampan.agent.v1.Device
+	11, // 9: sampan.agent.v1.Endpoint.network:type_name -> sampan.agent.v1.Network
+	48, // 10: sampan.agent.v1.Endpoint.links:type_name -> sampan.agent.v1.Endpoint.LinksEntry
+	12, // 11: sampan.agent.v1.ConnectRequest.endpoint:type_name -> sampan.agent.v1.Endpoint
+	13, // 12: sampan.agent.v1.ConnectRequest.resolver:type_name -> sampan.agent.v1.Resolver
+	9,  // 13: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
+	10, // 14: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	10, // 15: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	25, // 16: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
+	30, // 17: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
+	49, // 18: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
+	32, // 19: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
+	33, // 20: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
+	35, // 21: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
+	35, // 22: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
+	0,  // 23: sampan.agent.v1.PackRequest.what:type_name -> sampan.agent.v1.PackRequest.What
+	35, // 24: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
+	35, // 25: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
+	42, // 26: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
+	2,  // 27: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
+	6,  // 28: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
+	18, // 29: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
+	19, // 30: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
+	21, // 31: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
+	22, // 32: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
+	23, // 33: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
+	26, // 34: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
+	27, // 35: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
+	28, // 36: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
+	19, // 37: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
+	19, // 38: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
+	34, // 39: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
+	36, // 40: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
+	38, // 41: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
+	39, // 42: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
+	40, // 43: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
+	14, // 44: sampan.agent.v1.Agent.Connect:input_type -> sampan.agent.v1.ConnectRequest
+	15, // 45: sampan.agent.v1.Agent.Disconnect:input_type -> sampan.agent.v1.DisconnectRequest
+	16, // 46: sampan.agent.v1.Agent.RemoveNetwork:input_type -> sampan.agent.v1.NetworkRequest
+	43, // 47: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
+	1,  // 48: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
+	46, // 49: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
+	4,  // 50: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
+	17, // 51: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
+	17, // 52: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
+	20, // 53: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
+	1,  // 54: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
+	1,  // 55: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
+	24, // 56: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
+	1,  // 57: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
+	1,  // 58: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
+	1,  // 59: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
+	29, // 60: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
+	31, // 61: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
+	1,  // 62: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
+	37, // 63: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
+	1,  // 64: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
+	1,  // 65: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
+	41, // 66: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
+	1,  // 67: sampan.agent.v1.Agent.Connect:output_type -> sampan.agent.v1.Empty
+	1,  // 68: sampan.agent.v1.Agent.Disconnect:output_type -> sampan.agent.v1.Empty
+	1,  // 69: sampan.agent.v1.Agent.RemoveNetwork:output_type -> sampan.agent.v1.Empty
+	44, // 70: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
+	45, // 71: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
+	1,  // 72: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
+	50, // [50:73] is the sub-list for method output_type
+	27, // [27:50] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3712,7 +3801,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   48,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -67,7 +67,7 @@ func (a *app) createContainer(ctx context.Context, f *createFlags, req client.Co
 		return "", err
 	}
 	if f.pull == pullAlways {
-		if err := a.pullForRun(ctx, docker, req.Config.Image, f.quiet); err != nil {
+		if err := a.pullForRun(ctx, docker, req.Config.Image, req.Platform, f.quiet); err != nil {
 			return "", err
 		}
 	}
@@ -76,7 +76,7 @@ func (a *app) createContainer(ctx context.Context, f *createFlags, req client.Co
 		if !f.quiet {
 			fmt.Fprintf(a.err, "Unable to find image '%s' locally\n", reference.FamiliarString(named))
 		}
-		if err := a.pullForRun(ctx, docker, req.Config.Image, f.quiet); err != nil {
+		if err := a.pullForRun(ctx, docker, req.Config.Image, req.Platform, f.quiet); err != nil {
 			return "", err
 		}
 		created, err = docker.ContainerCreate(ctx, req)

@@ -33,6 +33,8 @@ type createFlags struct {
 	cpuset                                                string
 	ulimits                                               ulimitsValue
 	health                                                healthFlags
+	limits                                                limitFlags
+	mounts                                                mountsValue
 	logDriver                                             string
 	logOpts                                               []string
 	env, envFiles, volumes, publish, expose, labels       []string
@@ -64,6 +66,8 @@ func (f *createFlags) register(fs *pflag.FlagSet) {
 	listVar(fs, &f.expose, "expose", "", "Expose a port or a range of ports")
 	listVar(fs, &f.groupAdd, "group-add", "", "Add additional groups to join")
 	f.health.register(fs)
+	f.limits.register(fs)
+	fs.Var(&f.mounts, "mount", "Attach a filesystem mount to the container")
 	fs.StringVarP(&f.hostname, "hostname", "h", "", "Container host name")
 	fs.BoolVar(&f.init, "init", false, "Run an init inside the container that forwards signals and reaps processes")
 	fs.BoolVarP(&f.interactive, "interactive", "i", false, "Keep STDIN open even if not attached")
@@ -122,6 +126,9 @@ func (f *createFlags) request(args []string, getenv func(string) (string, bool))
 		return none, err
 	}
 	req := client.ContainerCreateOptions{Config: cfg, HostConfig: host, Name: f.name}
+	if req.Platform, err = platformOf(f.limits.platform); err != nil {
+		return none, err
+	}
 	if err := f.networks.apply(&req); err != nil {
 		return none, err
 	}
@@ -137,15 +144,23 @@ func (f *createFlags) config(args []string, getenv func(string) (string, bool)) 
 	if err != nil {
 		return nil, err
 	}
+	labels, err := f.limits.labels(f.labels)
+	if err != nil {
+		return nil, err
+	}
+	stdin, stdout, stderr, err := f.limits.streams(f.interactive)
+	if err != nil {
+		return nil, err
+	}
 	cfg := &container.Config{
 		Healthcheck: check,
 
 		Hostname: f.hostname, Domainname: f.domainname, User: f.user, WorkingDir: f.workdir,
 		Tty: f.tty, OpenStdin: f.interactive,
-		AttachStdin: f.interactive, AttachStdout: true, AttachStderr: true,
-		StdinOnce: f.interactive,
+		AttachStdin: stdin, AttachStdout: stdout, AttachStderr: stderr,
+		StdinOnce: f.interactive && stdin,
 		Env:       env, Cmd: args[1:], Image: args[0],
-		Labels: keyValues(f.labels), StopSignal: f.stopSignal,
+		Labels: labels, StopSignal: f.stopSignal,
 	}
 	if f.entrypoint != "" || f.changed("entrypoint") {
 		cfg.Entrypoint = []string{f.entrypoint} // one empty string: without the image's
@@ -180,6 +195,7 @@ func (f *createFlags) hostConfig() (*container.HostConfig, error) {
 		return nil, errors.New("invalid logging opts for driver none")
 	}
 	h := &container.HostConfig{
+		Mounts:          f.mounts.list,
 		LogConfig:       container.LogConfig{Type: f.logDriver, Config: keyValues(f.logOpts)},
 		ContainerIDFile: f.cidfile, AutoRemove: f.remove, RestartPolicy: restart,
 		PublishAllPorts: f.publishAll,
@@ -193,6 +209,9 @@ func (f *createFlags) hostConfig() (*container.HostConfig, error) {
 			Memory: int64(f.memory), MemorySwap: int64(f.memorySwap), MemoryReservation: int64(f.memoryReservation),
 			NanoCPUs: int64(f.cpus), CPUShares: f.cpuShares, CpusetCpus: f.cpuset, Ulimits: f.ulimits.list,
 		},
+	}
+	if err := f.limits.apply(h); err != nil {
+		return nil, err
 	}
 	if f.changed("pids-limit") {
 		h.PidsLimit = &f.pidsLimit

@@ -9,6 +9,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/moby/moby/client"
 	"github.com/moby/moby/client/pkg/jsonmessage"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
 
@@ -83,10 +84,14 @@ func (a *app) pull(ctx context.Context, docker *client.Client, image string, opt
 }
 
 // pullForRun shows the progress to people: stdout is the container's.
-func (a *app) pullForRun(ctx context.Context, docker *client.Client, image string, quiet bool) error {
+func (a *app) pullForRun(ctx context.Context, docker *client.Client, image string, platform *ocispec.Platform, quiet bool) error {
 	out := a.err
 	if quiet {
 		out = io.Discard
 	}
-	return a.pull(ctx, docker, image, client.ImagePullOptions{}, out)
+	var opts client.ImagePullOptions
+	if platform != nil {
+		opts.Platforms = []ocispec.Platform{*platform}
+	}
+	return a.pull(ctx, docker, image, opts, out)
 }

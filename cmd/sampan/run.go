@@ -32,10 +32,13 @@ func newRunCommand(a *app) *cobra.Command {
 					return err
 				}
 				if detach {
+					if len(f.limits.attach) > 0 {
+						return errors.New("conflicting options: cannot specify both --attach and --detach")
+					}
 					return a.runDetached(cmd.Context(), &f, req)
 				}
 				return a.runForeground(cmd.Context(), &f, req, session{
-					tty: f.tty, stdin: f.interactive, detachKeys: detachKeys, sigProxy: sigProxy,
+					tty: f.tty, stdin: req.Config.AttachStdin, mute: [2]bool{!req.Config.AttachStdout, !req.Config.AttachStderr}, detachKeys: detachKeys, sigProxy: sigProxy,
 					autoRemove: f.remove, start: true,
 				})
 			}())
@@ -82,6 +85,9 @@ func (a *app) runForeground(ctx context.Context, f *createFlags, req client.Cont
 		return err
 	}
 	s.id = id
+	if s.mute[0] && s.mute[1] {
+		fmt.Fprintln(a.out, id) // all that is shown of it
+	}
 	code, err := a.foreground(ctx, docker, s)
 	if errors.Is(err, errDetached) {
 		fmt.Fprintln(a.err, err)

@@ -17,6 +17,7 @@ type session struct {
 	id         string
 	tty        bool
 	stdin      bool
+	mute       [2]bool // stdout, stderr: not attached to
 	detachKeys string
 	sigProxy   bool
 	autoRemove bool
@@ -43,7 +44,7 @@ func (a *app) foreground(ctx context.Context, docker *client.Client, s session) 
 		return 0, err
 	}
 	conn, err := docker.ContainerAttach(ctx, s.id, client.ContainerAttachOptions{
-		Stream: true, Stdin: s.stdin, Stdout: true, Stderr: true, DetachKeys: s.detachKeys,
+		Stream: true, Stdin: s.stdin, Stdout: !s.mute[0], Stderr: !s.mute[1], DetachKeys: s.detachKeys,
 	})
 	if err != nil {
 		return 0, err

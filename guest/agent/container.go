@@ -152,6 +152,9 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 	if err := s.shareNetwork(spec); err != nil {
 		return 0, err
 	}
+	if err := addDevices(spec, req); err != nil {
+		return 0, err
+	}
 	check, checkSpec, err := healthCheck(req.Health)
 	if err != nil {
 		return 0, err

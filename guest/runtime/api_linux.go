@@ -24,7 +24,8 @@ type Config struct {
 	// ID is for error messages. Required.
 	ID string
 	// Spec is the OCI configuration. Required. Root.Path and Hooks are ignored;
-	// a Process.User.Username "user[:group]" is looked up in the rootfs;
+	// a Process.User.Username "user[:group]" is looked up in the rootfs, and so
+	// are additional groups that follow it, each on its own line;
 	// every mount must be one that the kernel knows (no "host", no "volume").
 	Spec *specs.Spec
 	// Rootfs is the mounted root. Required. The caller unmounts it, after

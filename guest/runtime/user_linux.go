@@ -73,9 +73,10 @@ func (f userFiles) readers() (passwd, group io.Reader) {
 }
 
 // planUser looks the user and the groups up, and sets HOME when it's missing,
-// as Docker does. No user at all is the image's root, with root's groups.
+// as Docker does. No user at all is the image's root, with root's groups. After
+// the user, names of more groups may follow, each on its own line.
 func planUser(plan *stage2.Process, u specs.User, files userFiles) error {
-	name := u.Username
+	name, more, _ := strings.Cut(u.Username, "\n")
 	if name == "" && (u.UID != 0 || u.GID != 0) {
 		name = fmt.Sprintf("%d:%d", u.UID, u.GID)
 	}
@@ -99,6 +100,16 @@ func planUser(plan *stage2.Process, u specs.User, files userFiles) error {
 	}
 	for _, gid := range u.AdditionalGids {
 		add(gid)
+	}
+	if more != "" {
+		_, group = files.readers()
+		named, err := user.GetAdditionalGroups(strings.Split(more, "\n"), group)
+		if err != nil {
+			return err
+		}
+		for _, gid := range named {
+			add(uint32(gid))
+		}
 	}
 	plan.Env = withHome(plan.Env, found.Home)
 	return nil

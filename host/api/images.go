@@ -122,9 +122,23 @@ func (s *server) imageCreate(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return out.fail(err)
 		}
+		if w := otherPlatform(img, ref, o.Platform); w != "" {
+			out.tell(image.Progress{Status: "WARNING: " + w})
+		}
 		s.Engine.Emit(events.ImageEventType, events.ActionPull, familiar(ref), imageAttributes(img, familiar(ref)))
 	}
 	return nil
+}
+
+// otherPlatform says that an image is for another platform than was asked for.
+// Docker pulls it nevertheless when its name stands for nothing else.
+func otherPlatform(img image.Image, ref string, want *ocispec.Platform) string {
+	var is ocispec.Platform
+	if want == nil || json.Unmarshal(img.RawConfig, &is) != nil || is.OS == want.OS && is.Architecture == want.Architecture {
+		return ""
+	}
+	return fmt.Sprintf("image with reference %s was found but does not match the specified platform: wanted %s/%s, actual: %s/%s",
+		familiar(ref), want.OS, want.Architecture, is.OS, is.Architecture)
 }
 
 // registryAuth reads X-Registry-Auth; nil means that the client has none.

@@ -83,21 +83,17 @@ func TestWords(t *testing.T) {
 func TestUnsupported(t *testing.T) {
 	d := start(t)
 	for field, args := range map[string][]string{
-		"HostConfig.Devices":                 {"--device", "/dev/null"},
 		"HostConfig.LogConfig.Type":          {"--log-driver", "syslog"},
 		`HostConfig.LogConfig.Config "tag"`:  {"--log-opt", "tag=x"},
-		"HostConfig.VolumesFrom":             {"--volumes-from", "x"},
 		"HostConfig.Links":                   {"--link", "x"},
 		"HostConfig.Runtime":                 {"--runtime", "runc"},
 		"HostConfig.CgroupParent":            {"--cgroup-parent", "/x"},
-		"HostConfig.BlkioWeight":             {"--blkio-weight", "100"},
 		"HostConfig.PidMode":                 {"--pid", "container:x"},
-		"HostConfig.IpcMode":                 {"--ipc", "host"},
+		"HostConfig.IpcMode":                 {"--ipc", "container:x"},
 		"HostConfig.PortBindings of 53/sctp": {"-p", "53:53/sctp"},
 		"label sampan.proxy-protocol for":    {"-l", "sampan.proxy-protocol=53/udp"},
 		"HostConfig.OomKillDisable":          {"--oom-kill-disable", "-m", "10m"},
 		"HostConfig.StorageOpt":              {"--storage-opt", "size=1G"},
-		"HostConfig.GroupAdd":                {"--group-add", "staff"},
 		"the source /var/run/docker.sock":    {"-v", "/var/run/docker.sock:/x"},
 	} {
 		d.refused(field, append(append([]string{"create"}, args...), "img")...)

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"net/netip"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -16,6 +17,9 @@ func checkRequest(req *container.CreateRequest) error {
 	}
 	if err := checkHost(req.HostConfig); err != nil {
 		return err
+	}
+	if req.HostConfig.UTSMode.IsHost() && req.Config.Hostname != "" {
+		return invalid("conflicting options: hostname and the UTS mode")
 	}
 	return checkSharedNetwork(req.Config, req.HostConfig)
 }
@@ -80,8 +84,19 @@ func checkHost(h *container.HostConfig) error {
 		return err
 	}
 	for _, g := range h.GroupAdd {
-		if _, err := strconv.ParseUint(g, 10, 32); err != nil {
-			return unsupported("HostConfig.GroupAdd with a name (%q)", g)
+		if g == "" || strings.ContainsAny(g, "\n:") {
+			return invalid("invalid group: %q", g)
+		}
+	}
+	if h.OomScoreAdj < -1000 || h.OomScoreAdj > 1000 {
+		return invalid("Invalid value %d, range for oom score adj is [-1000, 1000]", h.OomScoreAdj)
+	}
+	for _, d := range h.Devices {
+		if !strings.HasPrefix(d.PathOnHost, "/") || !strings.HasPrefix(d.PathInContainer, "/") {
+			return invalid("invalid device specification: %s:%s: want absolute paths", d.PathOnHost, d.PathInContainer)
+		}
+		if p := d.CgroupPermissions; p != "" && strings.Trim(p, "rwm") != "" {
+			return invalid("invalid device permissions: %q", p)
 		}
 	}
 	if err := checkResources(&h.Resources); err != nil {
@@ -98,7 +113,6 @@ func checkHost(h *container.HostConfig) error {
 	}
 	return refuse([]named{
 		{"HostConfig.VolumeDriver " + strconv.Quote(h.VolumeDriver), h.VolumeDriver != "" && h.VolumeDriver != "local"},
-		{"HostConfig.VolumesFrom", len(h.VolumesFrom) > 0},
 		{"HostConfig.Links outside of user-defined networks", len(h.Links) > 0 && !h.NetworkMode.IsUserDefined() && !h.NetworkMode.IsContainer()},
 		{"HostConfig.Cgroup", h.Cgroup != ""},
 		{"HostConfig.StorageOpt", len(h.StorageOpt) > 0},
@@ -120,6 +134,8 @@ func checkSysctls(h *container.HostConfig) error {
 	for name := range h.Sysctls {
 		dotted := strings.ReplaceAll(name, "/", ".")
 		switch {
+		case h.IpcMode.IsHost() && (ownSysctls[dotted] || strings.HasPrefix(dotted, "fs.mqueue.")):
+			return invalid("sysctl %q not allowed in host ipc namespace", name)
 		case ownSysctls[dotted], strings.HasPrefix(dotted, "fs.mqueue."):
 		case strings.HasPrefix(dotted, "net."):
 			if h.NetworkMode.IsHost() {
@@ -152,10 +168,13 @@ func checkModes(h *container.HostConfig) error {
 		return invalid("invalid cgroup namespace mode: %v", h.CgroupnsMode)
 	}
 	return refuse([]named{
-		{"HostConfig.IpcMode " + strconv.Quote(string(h.IpcMode)), !h.IpcMode.IsEmpty() && !h.IpcMode.IsPrivate() && !h.IpcMode.IsShareable()},
+		{"HostConfig.IpcMode " + strconv.Quote(string(h.IpcMode)), h.IpcMode.IsContainer()},
 		{"HostConfig.PidMode " + strconv.Quote(string(h.PidMode)), h.PidMode.IsContainer()},
 	})
 }
+
+// cpuList is "0-3,7" and the like.
+var cpuList = regexp.MustCompile(`^\d+(-\d+)?(,\d+(-\d+)?)*$`)
 
 func checkResources(r *container.Resources) error {
 	const minMemory = 6 << 20
@@ -170,6 +189,16 @@ func checkResources(r *container.Resources) error {
 		return invalid("Minimum memory reservation allowed is 6MB")
 	case r.Memory > 0 && r.MemoryReservation > 0 && r.Memory < r.MemoryReservation:
 		return invalid("Minimum memory limit can not be less than memory reservation limit, see usage")
+	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1_000_000):
+		return invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+	case r.CPUQuota > 0 && r.CPUQuota < 1000:
+		return invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+	case r.BlkioWeight != 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
+		return invalid("Range of blkio weight is from 10 to 1000")
+	case r.CpusetCpus != "" && !cpuList.MatchString(r.CpusetCpus):
+		return invalid("Invalid value %s for cpuset cpus", r.CpusetCpus)
+	case r.CpusetMems != "" && !cpuList.MatchString(r.CpusetMems):
+		return invalid("Invalid value %s for cpuset mems", r.CpusetMems)
 	case r.NanoCPUs < 0:
 		return invalid("invalid CPUs")
 	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
@@ -178,7 +207,6 @@ func checkResources(r *container.Resources) error {
 	swappiness := r.MemorySwappiness != nil && *r.MemorySwappiness != -1
 	return refuse([]named{
 		{"HostConfig.CgroupParent", r.CgroupParent != ""},
-		{"HostConfig.BlkioWeight", r.BlkioWeight != 0},
 		{"HostConfig.BlkioWeightDevice", len(r.BlkioWeightDevice) > 0},
 		{"HostConfig.BlkioDeviceReadBps", len(r.BlkioDeviceReadBps) > 0},
 		{"HostConfig.BlkioDeviceWriteBps", len(r.BlkioDeviceWriteBps) > 0},
@@ -186,7 +214,6 @@ func checkResources(r *container.Resources) error {
 		{"HostConfig.BlkioDeviceWriteIOps", len(r.BlkioDeviceWriteIOps) > 0},
 		{"HostConfig.CpuRealtimePeriod", r.CPURealtimePeriod != 0},
 		{"HostConfig.CpuRealtimeRuntime", r.CPURealtimeRuntime != 0},
-		{"HostConfig.Devices", len(r.Devices) > 0},
 		{"HostConfig.DeviceRequests", len(r.DeviceRequests) > 0},
 		{"HostConfig.MemorySwappiness", swappiness},
 		{"HostConfig.OomKillDisable", r.OomKillDisable != nil && *r.OomKillDisable},

@@ -51,13 +51,18 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 		ImageID: img.ID, Layers: img.Layers, Config: req.Config, HostConfig: req.HostConfig,
 		State: state{Status: container.StateCreated},
 	}
+	warnings := discard(req.HostConfig)
 	if err := fill(&rec, img.Config); err != nil {
 		return none, err
 	}
 	if rec.Networks, err = e.attachments(rec.HostConfig, req.NetworkingConfig); err != nil {
 		return none, err
 	}
-	if rec.Mounts, err = planMounts(rec.Config, rec.HostConfig); err != nil {
+	borrowed, err := e.borrowMounts(rec.HostConfig.VolumesFrom)
+	if err != nil {
+		return none, err
+	}
+	if rec.Mounts, err = planMounts(rec.Config, rec.HostConfig, borrowed); err != nil {
 		return none, err
 	}
 	// What only start would find: better refused now.
@@ -71,7 +76,18 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 		return none, err
 	}
 	release = nil // the container's now
-	return container.CreateResponse{ID: rec.ID, Warnings: []string{}}, nil
+	return container.CreateResponse{ID: rec.ID, Warnings: warnings}, nil
+}
+
+// discard takes away what the guest's kernel can't do and Docker does without,
+// too, with the warnings that Docker gives. The list is never nil.
+func discard(h *container.HostConfig) []string {
+	warnings := []string{}
+	if h.BlkioWeight != 0 {
+		h.BlkioWeight = 0
+		warnings = append(warnings, "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.")
+	}
+	return warnings
 }
 
 // image finds an image and holds its layers.

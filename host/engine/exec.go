@@ -264,7 +264,7 @@ func execProcess(req container.ExecCreateRequest, base *container.Config, host *
 		if p.User.Username == "" {
 			p.User.Username = base.User
 		}
-		p.User.AdditionalGids = groupIDs(host.GroupAdd)
+		p.User = withGroups(p.User, host.GroupAdd)
 		if p.Cwd == "" {
 			p.Cwd = base.WorkingDir
 		}

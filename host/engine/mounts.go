@@ -117,7 +117,6 @@ func parseMount(m mount.Mount) (mountRecord, error) {
 			if err := refuse([]named{
 				{"BindOptions.NonRecursive", o.NonRecursive},
 				{"BindOptions.ReadOnlyNonRecursive", o.ReadOnlyNonRecursive},
-				{"BindOptions.ReadOnlyForceRecursive", o.ReadOnlyForceRecursive},
 			}); err != nil {
 				return out, err
 			}
@@ -195,9 +194,36 @@ func tmpfsOptions(s string) []string {
 	return opts
 }
 
+// borrowMounts are the mounts of other containers (--volumes-from NAME[:MODE]).
+func (e *Engine) borrowMounts(from []string) ([]mountRecord, error) {
+	var out []mountRecord
+	for _, spec := range from {
+		name, mode, _ := strings.Cut(spec, ":")
+		if name == "" {
+			return nil, invalid("invalid volumes-from specification: '%s'", spec)
+		}
+		if mode != "" && mode != "ro" && mode != "rw" && !slices.Contains(bindNoOps, mode) {
+			return nil, invalid("invalid mode: %s", mode)
+		}
+		c, err := e.find(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range c.view().rec.Mounts {
+			if m.Hidden {
+				continue
+			}
+			m.RW, m.Anonymous, m.NoCopy = m.RW && mode != "ro", false, true
+			out = append(out, m)
+		}
+	}
+	return out, nil
+}
+
 // planMounts lists a container's mounts in Docker's order of precedence:
-// Binds and Mounts, then Tmpfs, then the image's volumes where nothing else is.
-func planMounts(cfg *container.Config, h *container.HostConfig) ([]mountRecord, error) {
+// Binds and Mounts, then Tmpfs, then what it borrows from others (of these the
+// last one wins), then the image's volumes where nothing else is.
+func planMounts(cfg *container.Config, h *container.HostConfig, borrowed []mountRecord) ([]mountRecord, error) {
 	var out []mountRecord
 	taken := map[string]bool{}
 	add := func(m mountRecord) error {
@@ -234,6 +260,13 @@ func planMounts(cfg *container.Config, h *container.HostConfig) ([]mountRecord, 
 		m := mountRecord{Hidden: true, Options: tmpfsOptions(opts), MountPoint: container.MountPoint{Type: mount.TypeTmpfs, Destination: target, RW: true}}
 		if err := add(m); err != nil {
 			return nil, err
+		}
+	}
+	for _, m := range slices.Backward(borrowed) {
+		if !taken[m.Destination] {
+			if err := add(m); err != nil {
+				return nil, err
+			}
 		}
 	}
 	for dst := range cfg.Volumes {

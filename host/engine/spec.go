@@ -67,7 +67,7 @@ func makeSpec(in specInput) (*specs.Spec, error) {
 	if s.Linux.Resources, err = resources(in.Host); err != nil {
 		return nil, err
 	}
-	s.Mounts = mergeMounts(defaultMounts(in.Host.ShmSize), in.Mounts)
+	s.Mounts = mergeMounts(ipcMounts(defaultMounts(in.Host.ShmSize), in.Host.IpcMode), in.Mounts)
 	if in.Host.Privileged {
 		privilege(s)
 	}
@@ -93,7 +93,7 @@ func process(in specInput, caps []string, sec security) *specs.Process {
 		Args:     in.Args,
 		Cwd:      in.Config.WorkingDir,
 		Env:      environment(in.Config),
-		User:     specs.User{Username: in.Config.User, Umask: in.Host.Umask, AdditionalGids: groupIDs(in.Host.GroupAdd)},
+		User:     withGroups(specs.User{Username: in.Config.User, Umask: in.Host.Umask}, in.Host.GroupAdd),
 		Capabilities: &specs.LinuxCapabilities{
 			Bounding: caps, Effective: caps, Permitted: caps,
 		},
@@ -159,7 +159,10 @@ func mergeEnv(base, over []string) []string {
 }
 
 func namespaces(h *container.HostConfig, shared string) []specs.LinuxNamespace {
-	ns := []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.IPCNamespace}}
+	ns := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if !h.IpcMode.IsHost() {
+		ns = append(ns, specs.LinuxNamespace{Type: specs.IPCNamespace})
+	}
 	switch {
 	case h.NetworkMode.IsContainer():
 		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "container:" + shared})
@@ -279,15 +282,17 @@ func parseSecurity(opts []string) (security, error) {
 	return s, nil
 }
 
-// groupIDs ignores names: checkHost has refused them.
-func groupIDs(groups []string) []uint32 {
-	var out []uint32
+// withGroups adds groups to a user: numbers, and names for the agent to look
+// up (proto.StartRequest).
+func withGroups(u specs.User, groups []string) specs.User {
 	for _, g := range groups {
 		if n, err := strconv.ParseUint(g, 10, 32); err == nil {
-			out = append(out, uint32(n))
+			u.AdditionalGids = append(u.AdditionalGids, uint32(n))
+		} else {
+			u.Username += "\n" + g
 		}
 	}
-	return out
+	return u
 }
 
 func resources(h *container.HostConfig) (*specs.LinuxResources, error) {
@@ -377,6 +382,21 @@ func parseDeviceRule(rule string) (specs.LinuxDeviceCgroup, error) {
 		*part.dst = &n
 	}
 	return d, nil
+}
+
+// ipcMounts are the default mounts with those that go with an IPC namespace.
+func ipcMounts(defaults []specs.Mount, mode container.IpcMode) []specs.Mount {
+	out := defaults[:0]
+	for _, m := range defaults {
+		switch {
+		case mode.IsNone() && m.Destination == "/dev/shm":
+			continue
+		case mode.IsHost() && (m.Destination == "/dev/shm" || m.Destination == "/dev/mqueue"):
+			m = specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Destination, Options: []string{"rbind", "nosuid", "noexec", "nodev"}}
+		}
+		out = append(out, m)
+	}
+	return out
 }
 
 // mergeMounts drops the defaults that the container's own mounts replace; those

@@ -59,7 +59,7 @@ func TestSpec(t *testing.T) {
 			if err := fill(&rec, &container.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/usr/bin", "IMAGE=1"}}); err != nil {
 				t.Fatal(err)
 			}
-			ms, err := planMounts(rec.Config, rec.HostConfig)
+			ms, err := planMounts(rec.Config, rec.HostConfig, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -222,6 +222,14 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 	if req.Spec, err = json.Marshal(spec); err != nil {
 		return nil, err
 	}
+	req.AllDevices = rec.HostConfig.Privileged
+	for _, d := range rec.HostConfig.Devices {
+		permissions := d.CgroupPermissions
+		if permissions == "" {
+			permissions = "rwm"
+		}
+		req.Devices = append(req.Devices, &proto.Device{Path: d.PathOnHost, Target: d.PathInContainer, Permissions: permissions})
+	}
 	if req.Health, err = healthRequest(rec, e.cfg.Arch); err != nil {
 		return nil, err
 	}

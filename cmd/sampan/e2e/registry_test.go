@@ -94,6 +94,10 @@ func TestNginxFromRegistry(t *testing.T) {
 	if out := h.sampan(t, "pull", ref); !strings.Contains(out, "Status: Image is up to date for "+ref) {
 		t.Errorf("the second pull printed %q", out)
 	}
+	// As Docker does: what the name stands for alone is pulled, and the mismatch told.
+	if out := h.sampan(t, "pull", "--platform", "linux/riscv64", ref); !strings.Contains(out, "WARNING: image with reference "+ref+" was found but does not match the specified platform: wanted linux/riscv64, actual: linux/amd64") {
+		t.Errorf("the pull for another platform printed %q", out)
+	}
 
 	site := t.TempDir()
 	big := make([]byte, 100<<20)
