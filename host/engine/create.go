@@ -141,6 +141,12 @@ func fill(rec *record, img *container.Config) error {
 			h.CgroupnsMode = container.CgroupnsModeHost
 		}
 	}
+	if h.Memory > 0 && h.MemorySwap == 0 {
+		h.MemorySwap = 2 * h.Memory // as much swap as memory
+	}
+	if len(cfg.Volumes) == 0 {
+		cfg.Volumes = nil
+	}
 	if h.LogConfig.Type == "" {
 		h.LogConfig.Type = "json-file"
 	}

@@ -46,10 +46,14 @@ func (x *exec) container() string {
 	return x.ctr.id
 }
 
-func (x *exec) command() string { return strings.Join(x.req.Cmd, " ") }
+// command is as Docker tells it: with a space after the first word.
+func (x *exec) command() string { return x.req.Cmd[0] + " " + strings.Join(x.req.Cmd[1:], " ") }
 
 // ExecCreate prepares a process in a running container.
 func (e *Engine) ExecCreate(name string, req container.ExecCreateRequest) (id string, err error) {
+	if len(req.Cmd) == 0 {
+		return "", invalid("no exec command specified")
+	}
 	c, err := e.find(name)
 	if err != nil {
 		return "", err

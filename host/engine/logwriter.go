@@ -174,7 +174,7 @@ func (w *logWriter) close() error {
 	w.buf = w.buf[:0]
 	for s, held := range w.partial {
 		if len(held) > 0 {
-			w.add(Stream(s), append(held, '\n'), now)
+			w.add(Stream(s), held, now) // without a line feed: there was none
 		}
 	}
 	w.flush()

@@ -46,13 +46,17 @@ func parseBind(spec string) (mountRecord, error) {
 				m.NoCopy = true
 			case o == "rw", slices.Contains(bindNoOps, o):
 			default:
-				return m, invalid("invalid volume specification: '%s': invalid mode: %s", spec, parts[2])
+				return m, invalid("invalid mode: %s", parts[2])
 			}
 		}
 	}
 	var err error
 	if m.Destination, err = mountTarget(parts[1]); err != nil {
-		return m, invalid("invalid volume specification: '%s': %s", spec, err)
+		kind := mount.TypeVolume
+		if strings.HasPrefix(parts[0], "/") {
+			kind = mount.TypeBind
+		}
+		return m, invalid("invalid volume specification: '%s': invalid mount config for type %q: %s", spec, kind, err)
 	}
 	if strings.HasPrefix(parts[0], "/") {
 		m.Type, m.Source, m.Propagation = mount.TypeBind, path.Clean(parts[0]), mount.PropagationRPrivate
@@ -62,7 +66,7 @@ func parseBind(spec string) (mountRecord, error) {
 		return m, checkBindSource(m.Source)
 	}
 	if !volumeName.MatchString(parts[0]) {
-		return m, invalid("%q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", parts[0])
+		return m, invalid("create %[1]s: %[1]q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", parts[0])
 	}
 	m.Type, m.Name, m.Driver = mount.TypeVolume, parts[0], "local"
 	if m.Mode == "" {
@@ -77,7 +81,7 @@ func mountTarget(p string) (string, error) {
 	}
 	p = path.Clean(p)
 	if p == "/" {
-		return "", errors.New("destination can't be '/'")
+		return "", errors.New("invalid specification: destination can't be '/'")
 	}
 	return p, nil
 }
@@ -134,7 +138,11 @@ func parseMount(m mount.Mount) (mountRecord, error) {
 		out.Options, err = tmpfsMountOptions(m)
 		return out, err
 	}
-	return out, unsupported("a mount of type %q", m.Type)
+	switch m.Type {
+	case mount.TypeImage, mount.TypeNamedPipe, mount.TypeCluster:
+		return out, unsupported("a mount of type %q", m.Type)
+	}
+	return bad("mount type unknown")
 }
 
 func volumeMount(m mount.Mount, out mountRecord) (mountRecord, error) {
@@ -207,7 +215,7 @@ func (e *Engine) borrowMounts(from []string) ([]mountRecord, error) {
 		}
 		c, err := e.find(name)
 		if err != nil {
-			return nil, err
+			return nil, invalid("%s", err) // what is not found would be taken for the image
 		}
 		for _, m := range c.view().rec.Mounts {
 			if m.Hidden {

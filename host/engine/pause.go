@@ -203,7 +203,7 @@ func merge(h *container.HostConfig, u container.UpdateConfig) error {
 		r.PidsLimit = &limit
 	}
 	if u.BlkioWeight != 0 {
-		r.BlkioWeight = u.BlkioWeight
+		return unsupported("HostConfig.BlkioWeight")
 	}
 	if u.RestartPolicy.Name != "" {
 		if h.AutoRemove && !u.RestartPolicy.IsNone() {

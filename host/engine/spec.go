@@ -195,11 +195,11 @@ func sysctls(h *container.HostConfig) map[string]string {
 
 // capabilities applies --cap-add and --cap-drop to Docker's default.
 func capabilities(h *container.HostConfig) ([]string, error) {
-	add, err := normalCaps(h.CapAdd)
+	add, err := normalCaps("CapAdd", h.CapAdd)
 	if err != nil {
 		return nil, err
 	}
-	drop, err := normalCaps(h.CapDrop)
+	drop, err := normalCaps("CapDrop", h.CapDrop)
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +226,7 @@ func capabilities(h *container.HostConfig) ([]string, error) {
 	return caps, nil
 }
 
-func normalCaps(names []string) ([]string, error) {
+func normalCaps(field string, names []string) ([]string, error) {
 	var out []string
 	for _, n := range names {
 		c := strings.ToUpper(n)
@@ -237,7 +237,7 @@ func normalCaps(names []string) ([]string, error) {
 			c = "ALL"
 		}
 		if c != "ALL" && !slices.Contains(allCaps, c) {
-			return nil, invalid("invalid capability: %q", n)
+			return nil, invalid("invalid %s: unknown capability: %q", field, c)
 		}
 		out = append(out, c)
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 
@@ -136,6 +137,9 @@ func (e *Engine) signal(ctx context.Context, c *ctr, r *run, num int) error {
 // Kill sends a signal, by name or number; the empty one is SIGKILL.
 func (e *Engine) Kill(ctx context.Context, name, sig string) error {
 	c, err := e.find(name)
+	if errdefs.IsNotFound(err) {
+		return notFound("cannot kill container: %s: %s", name, err)
+	}
 	if err != nil {
 		return err
 	}
