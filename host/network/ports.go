@@ -169,7 +169,9 @@ func (ps *Ports) explain(spec Spec, err error) error {
 		}
 		return e
 	case errors.Is(err, syscall.EACCES) && spec.HostPort < privileged:
-		return fmt.Errorf("failed to bind host port %s/%s: only root may listen below port %d here: choose a higher one%s: %w", at, spec.Proto, privileged, allowPrivileged(spec.HostPort), err)
+		// Not in the system's words: clients take them for those of exec, and
+		// end with 126.
+		return fmt.Errorf("failed to bind host port %s/%s: only root may listen below port %d here: choose a higher one%s", at, spec.Proto, privileged, allowPrivileged(spec.HostPort))
 	case errors.Is(err, vm.ErrUnsupported):
 		return err
 	}
