@@ -137,14 +137,15 @@ func measure(ctx context.Context, r row, runs int) (string, error) {
 	var ours, theirs []float64
 	for i := range runs + 1 {
 		for _, side := range []struct {
-			f   func(context.Context) (float64, error)
-			all *[]float64
-		}{{r.ours, &ours}, {r.theirs, &theirs}} {
+			name string
+			f    func(context.Context) (float64, error)
+			all  *[]float64
+		}{{"Sampan", r.ours, &ours}, {"the limit", r.theirs, &theirs}} {
 			ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 			v, err := side.f(ctx)
 			cancel()
 			if err != nil {
-				return "", err
+				return "", fmt.Errorf("%s: %w", side.name, err)
 			}
 			if i > 0 {
 				*side.all = append(*side.all, v)

@@ -19,8 +19,8 @@ import (
 
 const (
 	roundTrips  = 1000
-	connections = 1000 // in turn,
-	atOnce      = 4    // so many at a time: QEMU's user-mode networking resets more
+	connections = 400 // in turn,
+	atOnce      = 4   // so many at a time: QEMU's user-mode networking resets more
 	streamSize  = 64 << 20
 )
 
