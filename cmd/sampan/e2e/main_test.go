@@ -190,7 +190,7 @@ func secondLimit() string {
 	if nightly() {
 		return "4h"
 	}
-	return "15m"
+	return "25m"
 }
 
 // home is one $SAMPAN_HOME with its daemon.
