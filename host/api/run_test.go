@@ -160,6 +160,11 @@ func TestStopAndKill(t *testing.T) {
 		t.Errorf("restarted: %s", got)
 	}
 	d.ok("rm", "-f", "cc")
+	for range 10 { // one that ends by itself meanwhile
+		d.ok("start", "aa")
+		d.ok("kill", "-s", "TERM", "aa")
+		d.ok("stop", "-t", "0", "aa")
+	}
 	d.ok("run", "-d", "--rm", "--name", "auto", "img", "stubborn")
 	d.ok("rm", "-f", "auto")
 	d.ok("run", "-d", "--rm", "--name", "auto", "img", "sleep")

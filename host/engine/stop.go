@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"sampan/proto"
 )
@@ -122,6 +124,10 @@ func (e *Engine) signal(ctx context.Context, c *ctr, r *run, num int) error {
 	r.signals.Lock()
 	defer r.signals.Unlock()
 	_, err := r.guest.Signal(ctx, &proto.SignalRequest{Container: c.id, Signal: uint32(num)})
+	switch status.Code(err) {
+	case codes.NotFound, codes.FailedPrecondition:
+		return nil // the guest has seen its end, of which the host is about to hear
+	}
 	if err != nil {
 		select {
 		case <-r.ended: // it was already gone

@@ -45,7 +45,7 @@ func TestOracle(t *testing.T) {
 		e, excepted := ours[p.Name]
 		switch {
 		case !recorded:
-			t.Errorf("%s: not recorded (go run ./cmd/sampan/e2e/oracle/record)", p.Name)
+			t.Errorf("%s: not recorded (go run ./cmd/sampan-oracle)", p.Name)
 		case excepted && e.Transcript == want:
 			t.Errorf("%s: an exception that is none", p.Name)
 		case excepted && e.Reason == "":

@@ -1,8 +1,8 @@
-// Record writes cmd/sampan/e2e/oracle/transcript.txt: what dockerd of Debian's
+// Command sampan-oracle writes cmd/sampan/e2e/oracle/transcript.txt: what dockerd of Debian's
 // packages does with the probes there. It needs root and apt, starts a daemon
 // with a home and a socket of its own, and takes it away again:
 //
-//	go run ./cmd/sampan/e2e/oracle/record
+//	go run ./cmd/sampan-oracle
 package main
 
 import (
