@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"slices"
@@ -60,12 +61,21 @@ func (s *Store) checkLayer(ctx context.Context, diffID string, r *Report) error 
 	}
 	defer leave()
 	m, err := s.make(ctx, func(context.Context) (io.ReadCloser, error) { return s.layerTar(diffID) })
-	if ctx.Err() != nil {
-		return ctx.Err()
+	if err == nil && m.diffID != diffID {
+		m.close()
+		err = fmt.Errorf("its tar has the digest %s", m.diffID)
 	}
-	if err != nil || m.diffID != diffID {
-		if m != nil {
-			m.close()
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		// A full disk, say, or a limit, tells nothing of the layer.
+		bad, checkErr := s.damaged(ctx, diffID)
+		if checkErr != nil {
+			return fmt.Errorf("check layer %s: %w", short(diffID), checkErr)
+		}
+		if !bad {
+			return fmt.Errorf("check layer %s: %w", short(diffID), err)
 		}
 		s.log.Warn("image layer is damaged", "layer", diffID, "error", err)
 		// Containers keep the file as it is; nobody takes it for the layer.
@@ -87,6 +97,22 @@ func (s *Store) checkLayer(ctx context.Context, diffID string, r *Report) error 
 	}
 	r.Repaired = append(r.Repaired, fmt.Sprintf("layer %s: its image was made again", short(diffID)))
 	return nil
+}
+
+// damaged reports whether a layer's files don't give its tar any more. An error
+// says that this could not be found out.
+func (s *Store) damaged(ctx context.Context, diffID string) (bool, error) {
+	r, err := s.layerTar(diffID)
+	var path *fs.PathError
+	if errors.As(err, &path) && path.Op == "open" && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	if err != nil {
+		return true, nil // a file is gone, or the recipe is none
+	}
+	defer r.Close()
+	_, err = io.Copy(io.Discard, withContext{ctx, r})
+	return err != nil, ctx.Err()
 }
 
 // keepBlobs replaces a layer that is in the store.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -103,5 +104,53 @@ func TestCheck(t *testing.T) {
 	}
 	if r := check(t, s); len(r.Lost)+len(r.Repaired) != 0 {
 		t.Errorf("after the load: %+v", r)
+	}
+}
+
+// What keeps a layer from being made again, but is not its own damage, ends the
+// check and condemns nothing.
+func TestCheckHindered(t *testing.T) {
+	s := openStore(t)
+	img := load(t, s, "local", tarOf(t, "local", random(9, 50_000)))
+	diffID := img.DiffIDs[0]
+	before := s.snapshot()
+	for what, hinder := range map[string]func(t *testing.T, s *Store){
+		"limit of a layer's size": func(_ *testing.T, s *Store) { s.SetLimits(Limits{LayerSize: 1}) },
+		"no place for temporary files": func(t *testing.T, s *Store) {
+			if err := os.Remove(s.tmp()); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.Mkdir(s.tmp(), 0o700) })
+		},
+		"file that can't be opened": func(t *testing.T, s *Store) {
+			path := s.recipePath(diffID)
+			if err := os.Rename(path, path+".away"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.Rename(path+".away", path) })
+			if err := os.Symlink(path, path); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			limits := s.limits
+			defer func() { s.limits = limits }()
+			hinder(t, s)
+			r, err := s.Check(context.Background(), PullOptions{})
+			if err == nil || !strings.Contains(err.Error(), "check layer "+short(diffID)+": ") {
+				t.Errorf("got %+v, %v", r, err)
+			}
+			if !reflect.DeepEqual(s.snapshot(), before) {
+				t.Errorf("the index has changed: %+v", s.snapshot().Layers)
+			}
+		})
+	}
+	// A file that is gone is damage.
+	if err := os.Remove(s.recipePath(diffID)); err != nil {
+		t.Fatal(err)
+	}
+	if r := check(t, s); len(r.Lost) != 1 || s.snapshot().Layers[diffID].Tar != 0 {
+		t.Errorf("lost recipe: %+v", r)
 	}
 }
