@@ -473,3 +473,47 @@ func TestTLS(t *testing.T) {
 		t.Errorf("insecure: %v", err)
 	}
 }
+
+// A registry on this machine may have certificates that nobody vouches for, and
+// so may what it points to on this machine; nothing else may.
+func TestTLSLoopback(t *testing.T) {
+	var asked atomic.Int32
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.StartTLS()
+	defer srv.Close()
+	s := openStore(t)
+	pair, err := s.transports.of("localhost:5000", Registries{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tr := range []*http.Transport{pair.own, pair.foreign} {
+		tr.Proxy = nil
+		tr.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, srv.Listener.Addr().String())
+		}
+	}
+	rt, err := s.transport("localhost:5000", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func(url string) error {
+		req, err := http.NewRequest(http.MethodGet, url, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := rt.RoundTrip(req)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
+	for _, url := range []string{"https://localhost:5000/v2/", "https://localhost:5001/token", "https://127.0.0.1:5002/token"} {
+		if err := get(url); err != nil {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+	if err := get("https://auth.test/token"); err == nil || !strings.Contains(err.Error(), "certificate") || asked.Load() != 3 {
+		t.Errorf("somewhere else: %v, %d requests", err, asked.Load())
+	}
+}

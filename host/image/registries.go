@@ -91,7 +91,8 @@ type transports struct {
 	byHost map[string]transportPair
 }
 
-// transportPair is what goes to a registry, and to where it points.
+// transportPair is what goes to a registry, and to where it points: what the
+// configuration says of the one holds for no other.
 type transportPair struct{ own, foreign *http.Transport }
 
 // transport carries requests to a registry. A base replaces what goes over the
@@ -121,11 +122,12 @@ func (t *transports) of(host string, r Registries) (transportPair, error) {
 	if err != nil {
 		return transportPair{}, err
 	}
-	pair := transportPair{own: newTransport(nil), foreign: newTransport(notHere)}
-	pair.own.TLSClientConfig = conf
+	control := notHere
 	if isLoopback(host) {
-		pair.foreign = pair.own
+		control = nil
 	}
+	pair := transportPair{own: newTransport(nil), foreign: newTransport(control)}
+	pair.own.TLSClientConfig = conf
 	if t.byHost == nil {
 		t.byHost = map[string]transportPair{}
 	}

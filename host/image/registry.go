@@ -157,19 +157,20 @@ func (s *Store) target(ctx context.Context, named reference.Named, host string, 
 // HTTP, unless that was allowed or it is to this machine, and no redirect to
 // this machine from outside. It bounds manifests.
 type guard struct {
-	host     string // of the registry
-	insecure bool   // it may use plain HTTP
-	loopback bool   // it is on this machine
-	own      http.RoundTripper
-	foreign  http.RoundTripper // to wherever it points
+	host     string            // of the registry
+	insecure bool              // it may use plain HTTP
+	loopback bool              // it is on this machine
+	own      http.RoundTripper // and to the rest of this machine, if it is on it
+	foreign  http.RoundTripper // to wherever else it points
 }
 
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	base, own := g.foreign, strings.EqualFold(req.URL.Host, g.host) || strings.EqualFold(req.URL.Host, defaultHost(g.host))
-	if own {
+	local := isLoopback(req.URL.Host)
+	if own || local && g.loopback {
 		base = g.own
 	}
-	switch local := isLoopback(req.URL.Host); {
+	switch {
 	case local && !g.loopback:
 		return nil, fmt.Errorf("registry points to this machine (%s)", req.URL.Host)
 	case !local && req.URL.Scheme != "https" && !(own && g.insecure):
