@@ -28,6 +28,10 @@ const (
 	// dnsIdle is how long a TCP connection of a client may be silent.
 	dnsIdle = 10 * time.Second
 	ttl     = 10 // seconds, of what we answer ourselves
+	// nextServer is how long one of the host's name servers may be silent before
+	// the next is asked too: so that two dead ones cost less than the 4 seconds
+	// that the guest waits for us.
+	nextServer = time.Second
 )
 
 // names is the guest's name server. What the host's /etc/hosts says it answers
@@ -245,33 +249,89 @@ func withoutAAAA(answer []byte, h dnsmessage.Header, q dnsmessage.Question) []by
 	return reply(h, &q, dnsmessage.RCodeSuccess, records)
 }
 
-// forward asks the host's name servers, one after the other, until one answers.
+// forward asks the host's name servers, as often as the host does.
 func (d *names) forward(query []byte, q dnsmessage.Question, transport string) ([]byte, error) {
 	conf := d.files.conf()
 	var errs []error
 	for range conf.attempts {
-		for _, server := range conf.servers {
-			answer, err := exchange(server, query, q, transport, conf.timeout)
-			if err == nil {
-				return answer, nil
-			}
-			errs = append(errs, fmt.Errorf("%s: %w", server, err))
+		answer, err := round(conf, query, q, transport)
+		if err == nil {
+			return answer, nil
 		}
+		errs = append(errs, err)
 	}
 	return nil, errors.Join(errs...)
 }
 
+// round asks each server once, the next when the one before has failed or is
+// silent for nextServer, and returns the first answer of one that knows
+// anything; without one, what another said.
+func round(conf resolvConf, query []byte, q dnsmessage.Question, transport string) ([]byte, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	type result struct {
+		answer []byte
+		err    error
+	}
+	results := make(chan result, len(conf.servers)) // nobody waits for the late ones
+	var errs []error
+	var poor []byte
+	next := 0
+	for underWay := 0; next < len(conf.servers) || underWay > 0; {
+		var silent <-chan time.Time
+		if next < len(conf.servers) {
+			server := conf.servers[next]
+			next, underWay = next+1, underWay+1
+			go func() {
+				answer, err := exchange(ctx, server, query, q, transport, conf.timeout)
+				if err != nil {
+					err = fmt.Errorf("%s: %w", server, err)
+				}
+				results <- result{answer, err}
+			}()
+			if next < len(conf.servers) {
+				silent = time.After(nextServer)
+			}
+		}
+		select {
+		case r := <-results:
+			underWay--
+			switch {
+			case r.err != nil:
+				errs = append(errs, r.err)
+			case knows(r.answer):
+				return r.answer, nil
+			default:
+				poor = r.answer
+			}
+		case <-silent:
+		}
+	}
+	if poor != nil {
+		return poor, nil
+	}
+	return nil, errors.Join(errs...)
+}
+
+// knows says whether a server's answer is more than that it has none: with
+// servers for several domains (a VPN's), another may have one.
+func knows(answer []byte) bool {
+	code := dnsmessage.RCode(answer[3] & 0xf)
+	return code != dnsmessage.RCodeServerFailure && code != dnsmessage.RCodeRefused
+}
+
 // exchange asks one server. The query gets a number of ours, from a socket of
 // its own, so that nobody can guess both.
-func exchange(server netip.AddrPort, query []byte, q dnsmessage.Question, transport string, timeout time.Duration) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+func exchange(ctx context.Context, server netip.AddrPort, query []byte, q dnsmessage.Question, transport string, timeout time.Duration) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, transport, server.String())
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(timeout))
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
 	ours := append([]byte(nil), query...)
 	binary.BigEndian.PutUint16(ours, uint16(rand.Uint32()))
 	if transport == "tcp" {

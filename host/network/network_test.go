@@ -306,6 +306,81 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// A name server that is dead, or has no answer, doesn't keep the others from
+// being asked; nor is one that is slow given up for it.
+func TestDeadNameServer(t *testing.T) {
+	listen := func() net.PacketConn {
+		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { pc.Close() })
+		return pc
+	}
+	addr := func(pc net.PacketConn) netip.AddrPort { return pc.LocalAddr().(*net.UDPAddr).AddrPort() }
+	silent, slow, refuses := listen(), listen(), listen()
+	slowAsked := make(chan func(), 1)
+	go func() {
+		b := make([]byte, 1<<16)
+		if n, from, err := slow.ReadFrom(b); err == nil {
+			slowAsked <- func() { slow.WriteTo(upstreamAnswer(b[:n], 512), from) }
+		}
+	}()
+	go func() { // which answers that it won't, and then so that the slow one does
+		b := make([]byte, 1<<16)
+		for {
+			n, from, err := refuses.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			var m dnsmessage.Message
+			if m.Unpack(b[:n]) != nil {
+				continue
+			}
+			m.Response, m.RCode = true, dnsmessage.RCodeRefused
+			answer, _ := m.Pack()
+			refuses.WriteTo(answer, from)
+			select {
+			case late := <-slowAsked:
+				late()
+			default:
+			}
+		}
+	}()
+	n := newNetwork(t)
+	q := dnsmessage.Message{Header: dnsmessage.Header{ID: 77}, Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName("example.com."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
+	query, err := q.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name    string
+		servers []netip.AddrPort
+		want    dnsmessage.RCode
+	}{
+		{"a silent one first", []netip.AddrPort{addr(silent), upstream(t)}, dnsmessage.RCodeSuccess},
+		{"a slow one first", []netip.AddrPort{addr(slow), addr(refuses)}, dnsmessage.RCodeSuccess},
+		{"one that refuses first", []netip.AddrPort{addr(refuses), upstream(t)}, dnsmessage.RCodeSuccess},
+		{"all refuse", []netip.AddrPort{addr(refuses), addr(refuses)}, dnsmessage.RCodeRefused},
+	} {
+		d := newNames(Config{Log: slog.New(slog.DiscardHandler)}, n)
+		d.files.resolv.checked = time.Now().Add(time.Hour)
+		// An hour: that there is an answer shows that nobody waited for the silent.
+		d.files.c = resolvConf{servers: c.servers, timeout: time.Hour, attempts: 1}
+		answer := make(chan []byte, 1)
+		go func() { answer <- d.answer(query, "udp") }()
+		select {
+		case b := <-answer:
+			var m dnsmessage.Message
+			if err := m.Unpack(b); err != nil || m.RCode != c.want || m.ID != 77 {
+				t.Errorf("%s: %+v, %v", c.name, m.Header, err)
+			}
+		case <-time.After(4 * time.Second): // the guest's patience
+			t.Errorf("%s: no answer", c.name)
+		}
+	}
+}
+
 func FuzzAnswer(f *testing.F) {
 	f.Add([]byte("\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04host\x06docker\x08internal\x00\x00\x01\x00\x01"))
 	n, err := New(Config{Subnet: subnets[0], Log: slog.New(slog.DiscardHandler)})
