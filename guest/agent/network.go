@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"slices"
@@ -19,6 +20,9 @@ const (
 	hostsFile  = "/etc/hosts"
 	resolvConf = "/etc/resolv.conf"
 )
+
+// maxEdited bounds those files, which a container can let grow.
+const maxEdited = 1 << 20
 
 // containerNamespace begins the path of a namespace that is another container's
 // (agent.proto, StartRequest.spec).
@@ -119,7 +123,8 @@ func (s *Service) RemoveNetwork(_ context.Context, req *proto.NetworkRequest) (*
 }
 
 // edit changes one of the files made for the container, in place: it's mounted
-// there. One that isn't ours is left alone.
+// there. One that isn't ours is left alone. What it says is the container's, and
+how much; what it is is not: its name is in a directory of the agent's.
 func (c *container) edit(path string, change func([]byte) []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -130,9 +135,17 @@ func (c *container) edit(path string, change func([]byte) []byte) error {
 	if !ok {
 		return nil
 	}
-	text, err := os.ReadFile(at)
+	f, err := os.Open(at)
 	if err != nil {
 		return err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxEdited+1))
+	if err != nil {
+		return err
+	}
+	if len(text) > maxEdited {
+		return fmt.Errorf("%s: more than %d bytes", path, maxEdited)
 	}
 	return os.WriteFile(at, change(text), 0o644)
 }
