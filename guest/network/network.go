@@ -141,14 +141,7 @@ func linkByMAC(mac string) (netlink.Link, error) {
 	return nil, fmt.Errorf("no network card has the address %s", mac)
 }
 
-// Prepare makes sure that a network's bridge is up.
-func (n *Network) Prepare(spec *proto.Network) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	_, err := n.bridgeLocked(spec)
-	return err
-}
-
+// bridgeLocked makes sure that a network's bridge is up.
 func (n *Network) bridgeLocked(spec *proto.Network) (*bridged, error) {
 	if b := n.nets[spec.GetId()]; b != nil {
 		return b, nil
