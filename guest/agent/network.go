@@ -124,7 +124,7 @@ func (s *Service) RemoveNetwork(_ context.Context, req *proto.NetworkRequest) (*
 
 // edit changes one of the files made for the container, in place: it's mounted
 // there. One that isn't ours is left alone. What it says is the container's, and
-how much; what it is is not: its name is in a directory of the agent's.
+// how much; what it is is not: its name is in a directory of the agent's.
 func (c *container) edit(path string, change func([]byte) []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
