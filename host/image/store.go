@@ -149,20 +149,25 @@ func digestOf(b []byte) string {
 }
 
 // tidy deletes files that the index doesn't know, and forgets layers whose
-// files are gone, so that a pull brings them again.
+// files are gone, so that a pull brings them again. A layer without its recipe
+// still runs.
 func (s *Store) tidy() error {
 	layers, recipes, blobs := map[string]bool{}, map[string]bool{}, map[string]bool{}
-	missing := []string{}
+	var missing, unsaved []string
 	for diffID, rec := range s.ix.Layers {
 		layers[layerName(diffID)] = true
-		_, err := os.Lstat(s.layerPath(diffID))
-		if rec.Tar > 0 && err == nil {
-			recipes[hexOf(diffID)] = true
-			_, err = os.Lstat(s.recipePath(diffID))
-		}
-		if err != nil {
+		if _, err := os.Lstat(s.layerPath(diffID)); err != nil {
 			s.log.Warn("image layer has lost its file", "layer", diffID, "error", err)
 			missing = append(missing, diffID)
+			continue
+		}
+		if rec.Tar == 0 {
+			continue
+		}
+		recipes[hexOf(diffID)] = true
+		if _, err := os.Lstat(s.recipePath(diffID)); err != nil {
+			s.log.Warn("image layer has lost its recipe: it can't be saved or pushed", "layer", diffID, "error", err)
+			unsaved = append(unsaved, diffID)
 		}
 	}
 	for digest := range s.ix.blobs() {
@@ -181,12 +186,17 @@ func (s *Store) tidy() error {
 			}
 		}
 	}
-	if len(missing) == 0 {
+	if len(missing)+len(unsaved) == 0 {
 		return nil
 	}
 	return s.update(func(ix *index) error {
 		for _, diffID := range missing {
 			delete(ix.Layers, diffID)
+		}
+		for _, diffID := range unsaved {
+			rec := ix.Layers[diffID]
+			rec.Tar = 0
+			ix.Layers[diffID] = rec
 		}
 		return nil
 	})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -189,6 +190,32 @@ func TestLostLayer(t *testing.T) {
 	load(t, s, "img", a)
 	if !strings.Contains(files(t, s), img.Layers[0]) {
 		t.Error("the layer has not come back")
+	}
+}
+
+// TestLostRecipe has a layer run on without its recipe, and a load bring it.
+func TestLostRecipe(t *testing.T) {
+	s := openStore(t)
+	a := tarOf(t, "a", "a")
+	img := load(t, s, "img", a)
+	if err := os.Remove(s.recipePath(img.DiffIDs[0])); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // what the first start forgets, the second deletes
+		var err error
+		if s, err = Open(s.dir, s.log); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Get("img"); err != nil || got.Size != img.Size || !strings.Contains(files(t, s), img.Layers[0]) {
+			t.Errorf("the layer is lost: %d bytes, %v", got.Size, err)
+		}
+	}
+	if _, err := s.Save([]string{"img"}); err == nil || !strings.Contains(err.Error(), "pull or load") {
+		t.Errorf("saved: %v", err)
+	}
+	load(t, s, "img", a)
+	if _, err := os.Stat(s.recipePath(img.DiffIDs[0])); err != nil || s.snapshot().Layers[img.DiffIDs[0]].Tar == 0 {
+		t.Errorf("the recipe has not come back: %v", err)
 	}
 }
 
