@@ -25,7 +25,7 @@ const (
 	attempts = 5
 	// maxPause bounds how long a registry may ask us to wait.
 	maxPause = 2 * time.Minute
-	// defaultStall is how long a registry may send nothing of a blob.
+	// defaultStall is how long a registry may send nothing of an answer.
 	defaultStall = time.Minute
 )
 
@@ -87,11 +87,25 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// timed is an answer's body that fails when nothing comes for too long.
+type timed struct {
+	io.ReadCloser
+	stall time.Duration
+}
+
+func (t *timed) Read(p []byte) (int, error) {
+	timer := time.AfterFunc(t.stall, func() { t.Close() })
+	n, err := t.ReadCloser.Read(p)
+	if !timer.Stop() && err != nil {
+		err = fmt.Errorf("registry has sent nothing for %s", t.stall)
+	}
+	return n, err
+}
+
 // fetcher reads blobs of a repository.
 type fetcher struct {
 	client *http.Client
 	base   string // "https://host/v2/repo/blobs/"
-	stall  time.Duration
 }
 
 // blob opens a blob. It survives broken and stalled connections by going on
@@ -187,7 +201,7 @@ func (b *blobReader) recover(err error) error {
 
 func (b *blobReader) Read(p []byte) (int, error) {
 	for b.err == nil {
-		n, err := b.read(p)
+		n, err := b.body.Read(p)
 		b.sum.Write(p[:n])
 		if b.at += int64(n); n > 0 {
 			b.failed = 0
@@ -215,17 +229,6 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		}
 	}
 	return 0, b.err
-}
-
-// read reads for as long as the registry may stall.
-func (b *blobReader) read(p []byte) (int, error) {
-	body := b.body
-	timer := time.AfterFunc(b.f.stall, func() { body.Close() })
-	n, err := body.Read(p)
-	if !timer.Stop() && err != nil {
-		err = fmt.Errorf("registry has sent nothing for %s", b.f.stall)
-	}
-	return n, err
 }
 
 // Close ends a Read under way.

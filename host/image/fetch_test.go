@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -22,6 +23,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // troubled is a registry whose answers about blobs may be spoiled.
@@ -225,6 +228,70 @@ func TestStall(t *testing.T) {
 	}
 	if n.Load() != 3 {
 		t.Errorf("%d requests, want 3", n.Load())
+	}
+}
+
+// stuck is a body of which no more comes than the beginning, until it is closed.
+type stuck struct {
+	beginning io.Reader
+	closed    chan struct{}
+	once      sync.Once
+}
+
+func newStuck(beginning []byte) *stuck {
+	return &stuck{beginning: bytes.NewReader(beginning), closed: make(chan struct{})}
+}
+
+func (s *stuck) Read(p []byte) (int, error) {
+	if n, err := s.beginning.Read(p); err == nil {
+		return n, nil
+	}
+	<-s.closed
+	return 0, errors.New("closed")
+}
+
+func (s *stuck) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return nil
+}
+
+// Every answer may stall only so long: also what a registry without ranges
+// sends once more, and a manifest.
+func TestStallAnywhere(t *testing.T) {
+	blob := []byte(random(3, 1000))
+	var bodies []io.ReadCloser
+	rt := roundTrip(func(req *http.Request) (*http.Response, error) {
+		b := bodies[0]
+		bodies = bodies[1:]
+		return &http.Response{StatusCode: http.StatusOK, Body: b, Header: http.Header{}, Request: req}, nil
+	})
+	s := openStore(t)
+	s.SetLimits(Limits{Stall: time.Millisecond})
+	base, err := s.transport("registry.test", rt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: base}
+	bodies = []io.ReadCloser{newStuck(blob[:500]), newStuck(blob[:300]), io.NopCloser(bytes.NewReader(blob))}
+	f := &fetcher{client: client, base: "https://registry.test/v2/x/blobs/"}
+	r, err := f.blob(context.Background(), ocispec.Descriptor{Digest: digest.Digest(digestOf(blob)), Size: int64(len(blob))}, func(time.Duration) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, blob) || len(bodies) != 0 {
+		t.Errorf("blob: %d bytes, %v, %d answers left", len(got), err, len(bodies))
+	}
+	for _, path := range []string{"/v2/x/manifests/latest", "/token"} {
+		bodies = []io.ReadCloser{newStuck([]byte("{"))}
+		resp, err := client.Get("https://registry.test" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(resp.Body); err == nil || !strings.Contains(err.Error(), "has sent nothing for 1ms") {
+			t.Errorf("%s: %v", path, err)
+		}
+		resp.Body.Close()
 	}
 }
 

@@ -101,7 +101,7 @@ func (s *Store) transport(host string, base http.RoundTripper) (http.RoundTrippe
 	if host == name.DefaultRegistry {
 		host = "docker.io" // as people and configurations call it
 	}
-	g := &guard{host: host, insecure: s.registries.insecure(host), loopback: isLoopback(host), own: base, foreign: base}
+	g := &guard{host: host, insecure: s.registries.insecure(host), loopback: isLoopback(host), stall: s.limits.Stall, own: base, foreign: base}
 	if base == nil {
 		pair, err := s.transports.of(host, s.registries)
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/distribution/reference"
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -125,7 +126,7 @@ func (s *Store) fetcher(ctx context.Context, ref name.Reference, o PullOptions) 
 	if err != nil {
 		return nil, err
 	}
-	return &fetcher{client: &http.Client{Transport: rt}, stall: s.limits.Stall,
+	return &fetcher{client: &http.Client{Transport: rt},
 		base: fmt.Sprintf("%s://%s/v2/%s/blobs/", repo.Scheme(), repo.RegistryStr(), repo.RepositoryStr())}, nil
 }
 
@@ -155,11 +156,13 @@ func (s *Store) target(ctx context.Context, named reference.Named, host string, 
 
 // guard keeps a registry from making us talk to where we shouldn't: no plain
 // HTTP, unless that was allowed or it is to this machine, and no redirect to
-// this machine from outside. It bounds manifests.
+// this machine from outside. It bounds manifests, and how long an answer may
+// stall.
 type guard struct {
-	host     string            // of the registry
-	insecure bool              // it may use plain HTTP
-	loopback bool              // it is on this machine
+	host     string // of the registry
+	insecure bool   // it may use plain HTTP
+	loopback bool   // it is on this machine
+	stall    time.Duration
 	own      http.RoundTripper // and to the rest of this machine, if it is on it
 	foreign  http.RoundTripper // to wherever else it points
 }
@@ -177,6 +180,9 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("%s: plain HTTP is only used for registries on this machine, and those that the configuration calls insecure", req.URL.Host)
 	}
 	resp, err := base.RoundTrip(req)
+	if err == nil {
+		resp.Body = &timed{ReadCloser: resp.Body, stall: g.stall}
+	}
 	if err == nil && strings.Contains(req.URL.Path, "/manifests/") {
 		resp.Body = &bounded{ReadCloser: resp.Body, left: maxDocument}
 		if d, e := digest.Parse(resp.Header.Get("Docker-Content-Digest")); e == nil && req.Method == http.MethodGet && resp.StatusCode == http.StatusOK {

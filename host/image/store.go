@@ -42,8 +42,8 @@ type Limits struct {
 	LayerEntries int
 	// ArchiveSize bounds an archive that is loaded, uncompressed, in bytes.
 	ArchiveSize int64
-	// Stall is how long a registry may send nothing of a layer, before it is
-	// asked again.
+	// Stall is how long a registry may send nothing of an answer. For the rest
+	// of a layer it is asked again.
 	Stall time.Duration
 }
 
