@@ -49,6 +49,7 @@ type Network struct {
 	subnet netip.Prefix
 	ports  *tap.Switch
 	ping   *pinger
+	out    *outbound
 	log    *slog.Logger
 }
 
@@ -113,8 +114,8 @@ func (n *Network) build(cfg Config) error {
 	}
 	s.SetRouteTable([]tcpip.Route{{Destination: subnet, NIC: nic}})
 
-	out := &outbound{net: n, stack: s}
-	s.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(s, 0, maxConnecting, out.tcp).HandlePacket)
+	n.out = &outbound{net: n, stack: s}
+	s.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(s, 0, maxConnecting, n.out.tcp).HandlePacket)
 	var lock sync.Mutex
 	nat := map[tcpip.Address]tcpip.Address{address4(n.HostLoopback()): address4(loopback4)}
 	s.SetTransportProtocolHandler(udp.ProtocolNumber, forwarder.UDP(s, nat, &lock, false).HandlePacket)
@@ -133,8 +134,9 @@ func (n *Network) actual(a netip.Addr) netip.Addr {
 	return a
 }
 
-// Attach makes a network card for one machine. detach ends it and waits until
-// nothing of it is left.
+// Attach makes a network card for one machine. detach ends it, and the
+// connections that the machine has opened, and waits for that; flows of
+// datagrams end by themselves when they have been silent.
 func (n *Network) Attach() (nic *vm.NIC, uplink *proto.Uplink, detach func(), err error) {
 	mac, err := net.ParseMAC(guestMAC)
 	if err != nil {
@@ -145,6 +147,7 @@ func (n *Network) Attach() (nic *vm.NIC, uplink *proto.Uplink, detach func(), er
 		return nil, nil, nil, fmt.Errorf("network card: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	opened := n.out.begin()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		// Ends with an error when the socket is closed, which is how it ends.
@@ -154,6 +157,7 @@ func (n *Network) Attach() (nic *vm.NIC, uplink *proto.Uplink, detach func(), er
 		cancel()
 		ours.Close()
 		wg.Wait()
+		opened.end()
 	})
 	uplink = &proto.Uplink{
 		Mac: guestMAC, Address: netip.PrefixFrom(n.host(2), n.subnet.Bits()).String(),

@@ -3,6 +3,7 @@ package network
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
@@ -25,6 +27,9 @@ type card struct {
 	t     *testing.T
 	n     *Network
 	ident uint16 // of its pings
+
+	port   uint16 // of its connection
+	detach func()
 }
 
 func attach(t *testing.T, n *Network) card {
@@ -43,7 +48,7 @@ func attach(t *testing.T, n *Network) card {
 	nic.File.Close()
 	t.Cleanup(func() { detach(); detach(); c.Close() })
 	c.SetDeadline(time.Now().Add(10 * time.Second))
-	return card{c, t, n, 4711}
+	return card{c, t, n, 4711, 4711, detach}
 }
 
 // The card carries frames: an ARP request for the gateway is answered.
@@ -92,8 +97,15 @@ func (c card) ping(to netip.Addr, seq uint16) {
 	}
 }
 
-// icmp waits for an ICMP message; a neighbour's ARP requests are answered.
+// icmp waits for an ICMP message.
 func (c card) icmp() (from netip.Addr, h header.ICMPv4) {
+	c.t.Helper()
+	ip := c.next(header.ICMPv4ProtocolNumber)
+	return netip.AddrFrom4(ip.SourceAddress().As4()), header.ICMPv4(ip.Payload())
+}
+
+// next waits for a packet of a protocol; a neighbour's ARP requests are answered.
+func (c card) next(protocol tcpip.TransportProtocolNumber) header.IPv4 {
 	c.t.Helper()
 	mac, _ := net.ParseMAC(guestMAC)
 	for {
@@ -110,8 +122,66 @@ func (c card) icmp() (from netip.Addr, h header.ICMPv4) {
 			continue
 		}
 		ip := header.IPv4(b[14:])
-		if ip.TransportProtocol() == header.ICMPv4ProtocolNumber {
-			return netip.AddrFrom4(ip.SourceAddress().As4()), header.ICMPv4(ip.Payload())
+		if ip.TransportProtocol() == protocol {
+			return ip
+		}
+	}
+}
+
+// segment sends a TCP segment without data.
+func (c card) segment(to netip.AddrPort, flags header.TCPFlags, seq, ack uint32) {
+	c.t.Helper()
+	h := header.TCP(make([]byte, header.TCPMinimumSize))
+	h.Encode(&header.TCPFields{
+		SrcPort: c.port, DstPort: to.Port(), SeqNum: seq, AckNum: ack, DataOffset: header.TCPMinimumSize, Flags: flags, WindowSize: 65535,
+	})
+	h.SetChecksum(^h.CalculateChecksum(header.PseudoHeaderChecksum(header.TCPProtocolNumber, address4(c.n.host(2)), address4(to.Addr()), uint16(len(h)))))
+	ip := header.IPv4(packet(c.n.host(2), to.Addr(), h))
+	ip[9] = uint8(header.TCPProtocolNumber)
+	ip.SetChecksum(0)
+	ip.SetChecksum(^ip.CalculateChecksum())
+	gw, _ := net.ParseMAC(gatewayMAC)
+	mac, _ := net.ParseMAC(guestMAC)
+	if _, err := c.Write(append(append(append(gw, mac...), 8, 0), ip...)); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// A connection that a machine has opened ends with the machine, whether it was
+// answered or not, and the next machine can open others.
+func TestConnectionsEnd(t *testing.T) {
+	n := newNetwork(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	ln.(*net.TCPListener).SetDeadline(time.Now().Add(10 * time.Second))
+	to := netip.AddrPortFrom(n.HostLoopback(), ln.Addr().(*net.TCPAddr).AddrPort().Port())
+	for i, answered := range []bool{true, false, true} {
+		c := attach(t, n)
+		c.port += uint16(i)
+		c.segment(to, header.TCPFlagSyn, 100, 0)
+		outside, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer outside.Close()
+		outside.SetDeadline(time.Now().Add(10 * time.Second))
+		h := header.TCP(c.next(header.TCPProtocolNumber).Payload())
+		if h.Flags() != header.TCPFlagSyn|header.TCPFlagAck {
+			t.Fatalf("the answer has the flags %s", h.Flags())
+		}
+		if answered {
+			c.segment(to, header.TCPFlagAck, 101, h.SequenceNumber()+1)
+			outside.Write([]byte("x"))
+			if data := header.TCP(c.next(header.TCPProtocolNumber).Payload()); !bytes.HasSuffix(data, []byte("x")) {
+				t.Errorf("received %x", []byte(data))
+			}
+		}
+		c.detach()
+		if _, err := outside.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("answered %v: after the machine's end: %v", answered, err)
 		}
 	}
 }

@@ -26,6 +26,54 @@ const (
 type outbound struct {
 	net   *Network
 	stack *stack.Stack
+
+	mu      sync.Mutex
+	machine *tenure // the one that is attached; nil before the first
+}
+
+// tenure is a machine's time on the network: what it opens to the outside ends
+// with it.
+type tenure struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	mu     sync.Mutex
+	wg     sync.WaitGroup
+}
+
+// begin is called when a machine is attached.
+func (o *outbound) begin() *tenure {
+	m := &tenure{}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	o.mu.Lock()
+	o.machine = m
+	o.mu.Unlock()
+	return m
+}
+
+// current is nil when no machine has been attached.
+func (o *outbound) current() *tenure {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.machine
+}
+
+// enter counts the caller in until it calls wg.Done, if the machine is there.
+func (m *tenure) enter() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ctx.Err() != nil {
+		return false
+	}
+	m.wg.Add(1)
+	return true
+}
+
+// end ends all connections and waits for that.
+func (m *tenure) end() {
+	m.mu.Lock()
+	m.cancel()
+	m.mu.Unlock()
+	m.wg.Wait()
 }
 
 // tcp answers a connection request: first the connection to the outside is
@@ -36,31 +84,60 @@ func (o *outbound) tcp(r *tcp.ForwarderRequest) {
 		r.Complete(true)
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp4", netip.AddrPortFrom(o.net.actual(to), r.ID().LocalPort).String())
-	cancel()
+	m := o.current()
+	if m == nil {
+		r.Complete(true)
+		return
+	}
+	conn, err := m.dial(netip.AddrPortFrom(o.net.actual(to), r.ID().LocalPort))
 	if err != nil {
 		r.Complete(true)
 		return
 	}
+	// The stack's own time, which can't be cut short: a machine that is gone
+	// leaves it waiting a while, but without the connection.
+	stop := context.AfterFunc(m.ctx, func() { conn.Close() })
 	var wq waiter.Queue
 	ep, terr := r.CreateEndpoint(&wq)
 	r.Complete(false)
+	stop()
 	if terr != nil { // the guest has given up meanwhile
 		conn.Close()
 		return
 	}
-	splice(gonet.NewTCPConn(&wq, ep), ep, conn.(*net.TCPConn))
+	if !m.enter() {
+		ep.Abort()
+		conn.Close()
+		return
+	}
+	defer m.wg.Done()
+	splice(m.ctx, gonet.NewTCPConn(&wq, ep), ep, conn)
+}
+
+// dial makes a connection to the outside while the machine is there.
+func (m *tenure) dial(to netip.AddrPort) (*net.TCPConn, error) {
+	if !m.enter() {
+		return nil, context.Cause(m.ctx)
+	}
+	defer m.wg.Done()
+	ctx, cancel := context.WithTimeout(m.ctx, connectTimeout)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp4", to.String())
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
 }
 
 // splice copies both ways until both directions have ended, passing on each
-// half-close; an error in one direction resets both sides.
-func splice(guest *gonet.TCPConn, ep tcpip.Endpoint, outside *net.TCPConn) {
+// half-close; an error in one direction, and the end of ctx, resets both sides.
+func splice(ctx context.Context, guest *gonet.TCPConn, ep tcpip.Endpoint, outside *net.TCPConn) {
 	fail := func() {
 		ep.Abort()
 		outside.SetLinger(0)
 		outside.Close()
 	}
+	defer context.AfterFunc(ctx, fail)()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if copyFrom(guest, outside) != nil || guest.CloseWrite() != nil {
