@@ -109,13 +109,16 @@ func (n *Network) joinLocked(b *box, endpoints ...*proto.Endpoint) error {
 	}
 	defer h.Close()
 	var made []*endpoint
+	undo := func(err error) error {
+		for _, e := range made {
+			err = errors.Join(err, n.unplug(e))
+		}
+		return err
+	}
 	for _, spec := range endpoints {
 		e, err := n.plug(h, b, spec)
 		if err != nil {
-			for _, e := range made {
-				n.unplug(e)
-			}
-			return fmt.Errorf("interface %s on %s: %w", spec.Name, spec.Network.GetBridge(), err)
+			return undo(fmt.Errorf("interface %s on %s: %w", spec.Name, spec.Network.GetBridge(), err))
 		}
 		made = append(made, e)
 		if spec.Network.Resolve && b.server == nil {
@@ -126,12 +129,14 @@ func (n *Network) joinLocked(b *box, endpoints ...*proto.Endpoint) error {
 				b.server, err = n.serveNames(b)
 			}
 			if err != nil {
-				n.unplug(e)
-				return fmt.Errorf("server of names: %w", err)
+				return undo(fmt.Errorf("server of names: %w", err))
 			}
 		}
 	}
-	return b.route(h)
+	if err := b.route(h); err != nil {
+		return undo(err) // their addresses are others' now
+	}
+	return nil
 }
 
 // loopback is the index of a namespace's first interface.
@@ -202,16 +207,17 @@ func precedence(a, b *endpoint) int {
 	return cmp.Or(cmp.Compare(b.spec.Priority, a.spec.Priority), strings.Compare(a.net.spec.Name, b.net.spec.Name))
 }
 
-// unplug deletes an interface; the caller holds its box's change.
+// unplug deletes an interface, which is listed until it's gone; the caller holds
+// its box's change.
 func (n *Network) unplug(e *endpoint) error {
-	n.mu.Lock()
-	delete(e.net.ends, e.box.id)
-	e.box.ends = slices.DeleteFunc(e.box.ends, func(o *endpoint) bool { return o == e })
-	n.mu.Unlock()
 	err := netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Index: e.veth}})
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return err
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(e.net.ends, e.box.id)
+	e.box.ends = slices.DeleteFunc(e.box.ends, func(o *endpoint) bool { return o == e })
 	return nil
 }
 
