@@ -333,7 +333,7 @@ func checkNetwork(req *apinet.CreateRequest) error {
 	for key, value := range req.Options {
 		switch key {
 		case optionName:
-			if value == "" || len(value) > 15 || strings.ContainsAny(value, "/ \t\n") || reservedInterface(value) {
+			if value == "" || len(value) > 15 || strings.ContainsAny(value, "/:% \t\n") || reservedInterface(value) {
 				return invalid("invalid bridge name %q", value)
 			}
 		case optionMTU:
