@@ -58,7 +58,8 @@ func TestDockerNetworks(t *testing.T) {
 		t.Errorf("after it has left the network: %+v", r)
 	}
 	// Port 53 is the container's: a server of its own has it.
-	docker("exec", "bb", "sh", "-c", "nc -l -p 53 </dev/null >/dev/null & sleep 0.3; nc -w 5 127.0.0.1 53 </dev/null && nslookup -type=a renamed >/dev/null")
+	docker("exec", "bb", "sh", "-c", `nc -l -p 53 </dev/null >/dev/null &
+for i in $(seq 50); do nc -w 5 127.0.0.1 53 </dev/null && exec nslookup -type=a renamed >/dev/null; sleep 0.1; done; exit 1`)
 	docker("rm", "-f", "renamed", "bb", "other")
 	docker("network", "rm", "one", "two")
 }
