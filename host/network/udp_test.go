@@ -95,10 +95,11 @@ func TestAnswersFromWhereAsked(t *testing.T) {
 	}
 	t.Cleanup(p.Close)
 	addrs := []string{"127.0.0.1", "127.0.0.2"}
-	if len(p.Addrs()) == 2 {
+	if ln, err := net.Listen("tcp", "[::1]:0"); err == nil {
+		ln.Close()
 		addrs = append(addrs, "::1")
 	} else {
-		t.Log("no IPv6 here: its half is not checked")
+		t.Logf("no IPv6 here, its half is left out: %v", err)
 	}
 	for i, a := range addrs {
 		c := dialUDP(t, netip.AddrPortFrom(netip.MustParseAddr(a), p.Addrs()[0].Port()))

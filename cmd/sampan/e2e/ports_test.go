@@ -25,10 +25,15 @@ import (
 func TestPorts(t *testing.T) {
 	h := newHome(t)
 	h.load(t)
-	h.sampan(t, "run", "-d", "--name", "peer", "-v", filepath.Join(files.bin, "peer")+":/peer:ro",
-		"-p", "7000-7004", "-p", "7000/udp", "-p", "[::1]::7005", "-p", "127.0.0.1::7005", "-l", "sampan.proxy-protocol=7005", "busybox", "/peer")
+	run := []string{"run", "-d", "--name", "peer", "-v", filepath.Join(files.bin, "peer") + ":/peer:ro",
+		"-p", "7000-7004", "-p", "7000/udp", "-p", "127.0.0.1::7005", "-l", "sampan.proxy-protocol=7005"}
+	v6 := loopback6()
+	if v6 {
+		run = append(run, "-p", "[::1]::7005")
+	}
+	h.sampan(t, append(run, "busybox", "/peer")...)
 	defer h.sampan(t, "rm", "-f", "peer")
-	p := peer{h: h, at: map[string]string{}}
+	p := peer{h: h, v6: v6, at: map[string]string{}}
 	for line := range strings.Lines(h.sampan(t, "port", "peer")) {
 		if private, public, _ := strings.Cut(strings.TrimSpace(line), " -> "); !strings.HasPrefix(public, "[::]") {
 			public = strings.Replace(public, "0.0.0.0", "127.0.0.1", 1)
@@ -47,8 +52,19 @@ func TestPorts(t *testing.T) {
 	t.Run("idle connections", p.idle)
 }
 
+// loopback6 says whether there is IPv6 here.
+func loopback6() bool {
+	ln, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		return false
+	}
+	ln.Close()
+	return true
+}
+
 type peer struct {
 	h  *home
+	v6 bool
 	at map[string]string // host address by port
 }
 
@@ -119,8 +135,8 @@ func (p peer) proxyProtocol(t *testing.T) {
 	for port, head := range map[string]string{
 		"7005/tcp": "2111000c7f0000017f000001", "7005/tcp v6": "21210024" + strings.Repeat("0", 24),
 	} {
-		if p.at[port] == "" {
-			t.Logf("%s is not published: no IPv6 here", port)
+		if strings.HasSuffix(port, " v6") && !p.v6 {
+			t.Logf("%s is left out: no IPv6 here", port)
 			continue
 		}
 		c := p.dial(t, port)
