@@ -58,9 +58,9 @@ func TestHealthCheck(t *testing.T) {
 	h.sampan(t, "rm", "-f", "web")
 
 	// Too long: killed, and said so. Its image's interval holds.
-	h.sampan(t, "run", "-d", "--name", "slow", "--health-cmd", "echo begun; sleep 1000", "--health-timeout", "500ms", "--health-retries", "1", "checked")
+	h.sampan(t, "run", "-d", "--name", "slow", "--health-cmd", "echo begun; sleep 1000", "--health-timeout", "3s", "--health-retries", "1", "checked")
 	status("unhealthy")
-	if out := h.sampan(t, "inspect", "-f", "{{(index .State.Health.Log 0).ExitCode}} {{(index .State.Health.Log 0).Output}}", "slow"); out != "-1 Health check exceeded timeout (500ms): begun\n\n" {
+	if out := h.sampan(t, "inspect", "-f", "{{(index .State.Health.Log 0).ExitCode}} {{(index .State.Health.Log 0).Output}}", "slow"); out != "-1 Health check exceeded timeout (3s): begun\n\n" {
 		t.Errorf("slow: %q", out)
 	}
 	h.sampan(t, "rm", "-f", "slow")
