@@ -52,7 +52,7 @@ func (m *fakeMachine) Guest(ctx context.Context) (engine.Guest, error) {
 		m.boots++
 		m.guest = &fakeGuest{
 			done: make(chan struct{}), procs: map[string]*process{}, networkNames: map[string]string{},
-			checks: map[string]*proto.HealthCheck{}, health: make(chan *proto.HealthResult),
+			checks: map[string]*proto.HealthCheck{}, health: make(chan *proto.HealthResult), transfers: map[string]net.Conn{},
 		}
 	}
 	return m.guest, nil
@@ -111,6 +111,7 @@ type fakeGuest struct {
 	// networks are what was told of them.
 	networks     []string
 	networkNames map[string]string // by ID
+	transfers    map[string]net.Conn
 }
 
 // heard notes what was told of a network.
@@ -159,7 +160,40 @@ func (g *fakeGuest) Dial(context.Context, string, string) (net.Conn, error) { re
 
 func (g *fakeGuest) Listeners(context.Context) (net.Conn, error) { return nil, errGone }
 
-func (g *fakeGuest) Archive(context.Context, string, string) (net.Conn, error) { return nil, errGone }
+func (g *fakeGuest) Archive(_ context.Context, _, transfer string) (net.Conn, error) {
+	near, far := net.Pipe()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.transfers[transfer] = far
+	return near, nil
+}
+
+func (g *fakeGuest) transfer(id string) net.Conn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.transfers[id]
+}
+
+// Pack sends zeros until nobody wants more.
+func (g *fakeGuest) Pack(_ context.Context, req *proto.PackRequest) (*proto.Empty, error) {
+	conn := g.transfer(req.Transfer)
+	defer conn.Close()
+	for {
+		if _, err := conn.Write(make([]byte, 4096)); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Unpack reads to the end.
+func (g *fakeGuest) Unpack(_ context.Context, req *proto.UnpackRequest) (*proto.Empty, error) {
+	conn := g.transfer(req.Transfer)
+	defer conn.Close()
+	if _, err := io.Copy(io.Discard, conn); err != nil {
+		return nil, err
+	}
+	return &proto.Empty{}, nil
+}
 
 // proc finds or makes a process: streams and the call come in any order.
 func (g *fakeGuest) proc(container, exec string) *process {

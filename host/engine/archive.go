@@ -275,11 +275,20 @@ func (b *borrowed) pack(req *proto.PackRequest, judge func(error) error) (io.Rea
 			conn.Close() // nothing more will come
 		}
 	}()
+	go b.endWith(t.done)
 	// What fails at once is told before anything is sent to the client.
 	if _, err := t.r.Peek(1); err != nil {
 		return nil, errors.Join(t.result(err), t.Close())
 	}
 	return t, nil
+}
+
+// endWith gives back what was borrowed when its use was ended and is over in
+// the guest: a client that stands still must not hold up the removal.
+func (b *borrowed) endWith(done <-chan struct{}) {
+	<-b.ctx.Done() // with b.end as well
+	<-done
+	b.end()
 }
 
 // packed is a tar that the guest sends.
@@ -349,14 +358,15 @@ func (e *Engine) CopyTo(ctx context.Context, name, p string, tar io.Reader, o Co
 	}
 	defer conn.Close()
 	defer context.AfterFunc(b.ctx, func() { conn.Close() })()
-	done := make(chan error, 1)
+	var reason error // the guest's, once done is closed
+	done := make(chan struct{})
 	go func() {
-		_, err := b.guest.Unpack(context.WithoutCancel(b.ctx), req)
-		if err != nil {
+		defer close(done)
+		if _, reason = b.guest.Unpack(context.WithoutCancel(b.ctx), req); reason != nil {
 			conn.Close()
 		}
-		done <- err
 	}()
+	go b.endWith(done)
 	_, err = io.Copy(conn, tar)
 	if err == nil {
 		if half, ok := conn.(interface{ CloseWrite() error }); ok {
@@ -365,7 +375,7 @@ func (e *Engine) CopyTo(ctx context.Context, name, p string, tar io.Reader, o Co
 	} else {
 		conn.Close()
 	}
-	if reason := <-done; reason != nil && b.ctx.Err() == nil {
+	if <-done; reason != nil && b.ctx.Err() == nil {
 		return fileError(reason, name, p)
 	}
 	if err == nil {

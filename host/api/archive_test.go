@@ -1,0 +1,60 @@
+package api_test
+
+import (
+	"context"
+	"io"
+	"testing"
+
+	"sampan/host/engine"
+)
+
+// A client that stands still in the middle of a copy does not keep its
+// container, which does not run, from being removed.
+func TestRemoveDuringCopy(t *testing.T) {
+	d := start(t)
+	remove := func(name string) {
+		t.Helper()
+		removed := make(chan error, 1)
+		go func() { removed <- d.engine.Remove(context.Background(), name, engine.RemoveOptions{Force: true}) }()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		select {
+		case err := <-removed:
+			if err != nil {
+				t.Errorf("remove %s: %v", name, err)
+			}
+		case <-ctx.Done():
+			t.Fatalf("remove %s: hangs", name)
+		}
+	}
+
+	d.ok("create", "--name", "from", "img")
+	rc, err := d.engine.Export(t.Context(), "from")
+	if err != nil {
+		t.Fatal(err)
+	}
+	remove("from") // while nobody reads
+	if _, err := io.Copy(io.Discard, rc); err == nil {
+		t.Error("a copy of a container that was removed came to its end")
+	}
+	rc.Close()
+
+	d.ok("create", "--name", "to", "img")
+	r, w := io.Pipe()
+	copied := make(chan error, 1)
+	go func() { copied <- d.engine.CopyTo(t.Context(), "to", "/", r, engine.CopyOptions{}) }()
+	if _, err := w.Write(make([]byte, 100)); err != nil { // the copy is under way
+		t.Fatal(err)
+	}
+	remove("to") // while nobody writes
+	w.Close()
+	if err := <-copied; err == nil {
+		t.Error("a copy to a container that was removed came to its end")
+	}
+
+	d.machine.mu.Lock()
+	defer d.machine.mu.Unlock()
+	if d.machine.holds != 0 {
+		t.Errorf("%d holds of the machine are left", d.machine.holds)
+	}
+}
