@@ -5,6 +5,8 @@ import (
 	"io"
 	"testing"
 
+	"github.com/moby/moby/api/types/container"
+
 	"sampan/host/engine"
 )
 
@@ -57,4 +59,26 @@ func TestRemoveDuringCopy(t *testing.T) {
 	if d.machine.holds != 0 {
 		t.Errorf("%d holds of the machine are left", d.machine.holds)
 	}
+}
+
+// A container that can't be paused is not committed as if it had been; one that
+// does not run, or stands still already, need not be.
+func TestCommitPauses(t *testing.T) {
+	d := start(t)
+	d.ok("run", "-d", "--name", "aa", "img", "sleep")
+	g := d.machine.running()
+	g.mu.Lock()
+	g.freezeErr = errGone
+	g.mu.Unlock()
+	if c, err := d.engine.Commit(t.Context(), "aa", &container.Config{}, true); err == nil {
+		c.Close()
+		t.Error("committed, though it was not paused")
+	}
+	d.ok("kill", "aa")
+	d.ok("wait", "aa")
+	c, err := d.engine.Commit(t.Context(), "aa", &container.Config{}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
 }

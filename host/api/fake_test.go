@@ -112,6 +112,7 @@ type fakeGuest struct {
 	networks     []string
 	networkNames map[string]string // by ID
 	transfers    map[string]net.Conn
+	freezeErr    error // of Freeze
 }
 
 // heard notes what was told of a network.
@@ -366,7 +367,7 @@ func (g *fakeGuest) Freeze(_ context.Context, req *proto.FreezeRequest) (*proto.
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.calls = append(g.calls, fmt.Sprint("freeze ", req.Frozen))
-	return &proto.Empty{}, nil
+	return &proto.Empty{}, g.freezeErr
 }
 
 func (g *fakeGuest) Limit(_ context.Context, req *proto.LimitRequest) (*proto.Empty, error) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 
@@ -41,7 +42,16 @@ func (e *Engine) Commit(ctx context.Context, name string, cfg *container.Config,
 	}
 	mergeImage(cfg, b.rec.Config)
 	out := &Commit{ImageID: b.rec.ImageID, Config: cfg, CreatedBy: strings.Join(b.rec.Config.Cmd, " "), unpause: func() {}}
-	if pause && e.Pause(ctx, b.rec.ID) == nil { // it need not run
+	paused := false
+	if pause {
+		err := e.Pause(ctx, b.rec.ID)
+		if err != nil && !errdefs.IsConflict(err) { // it need not run
+			b.end()
+			return nil, err
+		}
+		paused = err == nil
+	}
+	if paused {
 		id := b.rec.ID
 		out.unpause = func() {
 			if err := e.Unpause(context.WithoutCancel(ctx), id); err != nil {
