@@ -21,9 +21,10 @@ var partial = map[string]string{
 	"PUT /containers/{id}/archive": "bzip2 and xz are not unpacked",
 	"POST /containers/create":      "fields that are not supported are refused by name",
 	"GET /containers/json":         "the filter is-task is refused",
-	"POST /containers/{id}/update": "limits of block devices are refused",
+	"POST /containers/{id}/update": "devices and limits that `run` refuses are refused by name",
 	"GET /events":                  "those of containers, images, volumes and networks",
 	"POST /volumes/create":         "the driver local, without options",
+	"POST /networks/create":        "see docs/network.md: what is not supported is refused by name",
 	"GET /images/search":           "asks no registry: refused",
 	"GET /info":                    "what there is to tell",
 }

@@ -103,6 +103,15 @@ func TestUpdate(t *testing.T) {
 	d.refused("CPU Quota cannot be updated as NanoCPUs has already been set", "update", "--cpu-quota", "1000", "aa")
 	d.refused("Minimum memory limit allowed is 6MB", "update", "-m", "1m", "--memory-swap", "2m", "aa")
 	d.refused("HostConfig.BlkioWeight is not supported", "update", "--blkio-weight", "100", "aa")
+	for field, body := range map[string]string{
+		"CpuRealtimePeriod": `{"CpuRealtimePeriod": 1000}`, "OomKillDisable": `{"OomKillDisable": true}`, "CgroupParent": `{"CgroupParent": "x"}`,
+		"MemorySwappiness": `{"MemorySwappiness": 5}`, "BlkioDeviceReadBps": `{"BlkioDeviceReadBps": [{"Path": "/dev/vda", "Rate": 1}]}`,
+		"Devices": `{"Devices": [{"PathOnHost": "/dev/fuse", "PathInContainer": "/dev/fuse"}]}`,
+	} {
+		if code, text := d.raw("POST", "/containers/aa/update", body); code < 400 || !strings.Contains(text, "HostConfig."+field+" is not supported") {
+			t.Errorf("update of %s: %d %s", field, code, text)
+		}
+	}
 	d.ok("run", "-d", "--rm", "--name", "bb", "img", "sleep")
 	d.refused("Restart policy cannot be updated because AutoRemove is enabled", "update", "--restart", "always", "bb")
 }

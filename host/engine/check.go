@@ -204,6 +204,11 @@ func checkResources(r *container.Resources) error {
 	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
 		return invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set")
 	}
+	return refuseResources(r)
+}
+
+// refuseResources refuses the limits that there are not.
+func refuseResources(r *container.Resources) error {
 	swappiness := r.MemorySwappiness != nil && *r.MemorySwappiness != -1
 	return refuse([]named{
 		{"HostConfig.CgroupParent", r.CgroupParent != ""},

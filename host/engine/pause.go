@@ -202,8 +202,16 @@ func merge(h *container.HostConfig, u container.UpdateConfig) error {
 		limit := *u.PidsLimit
 		r.PidsLimit = &limit
 	}
-	if u.BlkioWeight != 0 {
-		return unsupported("HostConfig.BlkioWeight")
+	if err := refuseResources(&u.Resources); err != nil {
+		return err
+	}
+	if err := refuse([]named{
+		{"HostConfig.BlkioWeight", u.BlkioWeight != 0},
+		{"HostConfig.Devices", len(u.Devices) > 0},
+		{"HostConfig.DeviceCgroupRules", len(u.DeviceCgroupRules) > 0},
+		{"HostConfig.Ulimits", len(u.Ulimits) > 0},
+	}); err != nil {
+		return err
 	}
 	if u.RestartPolicy.Name != "" {
 		if h.AutoRemove && !u.RestartPolicy.IsNone() {
