@@ -22,14 +22,16 @@ var same = map[string]string{
 
 // partial says what is missing of a command, or of a flag, that is there.
 var partial = map[string]string{
-	"cp":               "of a stopped container /etc/hosts, /etc/hostname and /etc/resolv.conf are the image's",
-	"top":              "ps runs nowhere: its arguments `-ef`, `aux` and `-o` with the usual columns are understood, others refused",
-	"inspect":          "containers, images and volumes (and what `--type` names)",
-	"ps --filter":      "not `is-task`",
-	"run --network":    "see docs/network.md",
-	"create --network": "see docs/network.md",
-	"update --restart": "not with `--rm`, as with Docker",
-	"events --filter":  "those of containers, images, volumes, networks; swarm's match nothing",
+	"cp":                           "of a stopped container /etc/hosts, /etc/hostname and /etc/resolv.conf are the image's",
+	"top":                          "ps runs nowhere: its arguments `-ef`, `aux` and `-o` with the usual columns are understood, others refused",
+	"inspect":                      "containers, images and volumes (and what `--type` names)",
+	"ps --filter":                  "not `is-task`",
+	"run --network":                "see docs/network.md",
+	"create --network":             "see docs/network.md",
+	"update --restart":             "not with `--rm`, as with Docker",
+	"network create --scope":       "`local` only",
+	"network create --ipam-driver": "`default` only",
+	"events --filter":              "those of containers, images, volumes, networks; swarm's match nothing",
 }
 
 // why says for flags and commands that are not there what is in their way.
@@ -45,6 +47,15 @@ var why = map[string]string{
 	"--availability": "there is no swarm", "--group": "there is no swarm", "--limit-bytes": "there is no swarm", "--required-bytes": "there is no swarm",
 	"--secret": "there is no swarm", "--sharing": "there is no swarm", "--topology-preferred": "there is no swarm", "--topology-required": "there is no swarm", "--type": "there is no swarm",
 	"--platform": "the guest runs its own architecture alone", "--config-from": "there is no swarm", "--config-only": "there is no swarm", "--attachable": "there is no swarm", "--ingress": "there is no swarm",
+}
+
+// never are flags that are there, for the message, and that the engine always
+// refuses.
+var never = map[string]string{
+	"run --oom-kill-disable": "cgroup v1's", "create --oom-kill-disable": "cgroup v1's",
+	"update --blkio-weight":        "the guest's disk scheduler has no weights",
+	"network connect --driver-opt": "endpoints have no options", "network connect --link-local-ip": "old",
+	"network create --ingress": "there is no swarm", "network create --config-only": "there is no swarm", "network create --config-from": "there is no swarm",
 }
 
 // TestCompatibility keeps the document's part about commands true.
@@ -82,6 +93,8 @@ func TestCompatibility(t *testing.T) {
 				no = append(no, note("`"+long+"`", about))
 			} else if short, _, both := strings.Cut(flag, ", "); both && f.Shorthand != short[1:] {
 				t.Errorf("%s %s: the short form is -%s, Docker's is %s", name, long, f.Shorthand, short)
+			} else if about := never[name+" "+long]; about != "" {
+				no = append(no, note("`"+long+"`", about))
 			} else {
 				yes = append(yes, note("`"+long+"`", partial[name+" "+long]))
 			}
