@@ -76,6 +76,9 @@ func (s *server) containerInspect(w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
+	if less(clientVersion(r), "1.52") {
+		return answer(w, http.StatusOK, earlierInspect{c, earlierSettings{NetworkSettings: c.NetworkSettings, defaultEndpoint: defaultEndpointOf(c.NetworkSettings)}})
+	}
 	return answer(w, http.StatusOK, c)
 }
 

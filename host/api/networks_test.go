@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -144,4 +145,29 @@ func TestSharedNetwork(t *testing.T) {
 	d.ok("rm", "-f", "guest", "owner")
 	d.ok("create", "--name", "alone", "--network", "container:alone", "img")
 	d.refused("cannot join own network namespace", "start", "alone")
+}
+
+// Scripts find a container's address at the place where it was before API 1.52.
+func TestInspectBefore152(t *testing.T) {
+	d := start(t)
+	d.ok("run", "-d", "--name", "up", "img", "sleep")
+	ip := d.ok("inspect", "-f", "{{.NetworkSettings.Networks.bridge.IPAddress}}", "up")
+	for version, want := range map[string]bool{"1.41": true, "1.51": true, "1.52": false} {
+		_, body := d.raw("GET", "/v"+version+"/containers/up/json", "")
+		var c struct {
+			ID              string `json:"Id"`
+			NetworkSettings struct {
+				IPAddress   string
+				IPPrefixLen int
+				Networks    map[string]any
+			}
+		}
+		if err := json.Unmarshal([]byte(body), &c); err != nil {
+			t.Fatal(err)
+		}
+		s := c.NetworkSettings
+		if c.ID == "" || s.Networks["bridge"] == nil || (s.IPAddress == ip && s.IPPrefixLen == 16) != want || (s.IPAddress == "") == want {
+			t.Errorf("%s: %+v, want address %s: %v", version, c, ip, want)
+		}
+	}
 }

@@ -372,8 +372,8 @@ func (e *Engine) session(ctx context.Context) (Guest, error) {
 	fresh := e.guest != g
 	e.guest = g
 	e.mu.Unlock()
-	if fresh {
-		e.stopping.Store(false)
+	if fresh && e.stopping.Swap(false) { // whatever has asked for the boot
+		e.wg.Go(func() { e.Restart(e.ctx) })
 	}
 	// Nothing that was removed may come back: the purges come first.
 	if err := e.purges.run(ctx, g); err != nil {

@@ -222,14 +222,11 @@ func (e *Engine) ImageUsers(imageID string) (all, running []string) {
 	return all, running
 }
 
-// StartMachine boots the machine and starts the containers whose policy says
-// so.
+// StartMachine boots the machine; after StopMachine the containers whose policy
+// says so come back.
 func (e *Engine) StartMachine(ctx context.Context) error {
-	if _, err := e.session(ctx); err != nil {
-		return err
-	}
-	e.wg.Go(func() { e.Restart(e.ctx) })
-	return nil
+	_, err := e.session(ctx)
+	return err
 }
 
 // Resize sets the size of a container's terminal.
