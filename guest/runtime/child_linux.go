@@ -26,6 +26,7 @@ func watch(kids *Children, pid, pidfd int) (*child, error) {
 	go func() {
 		defer close(c.done)
 		c.status, c.err = c.wait()
+		c.pidfd.Close() // not when memory is collected
 		kids.Done(pid)
 	}()
 	return c, nil
@@ -60,12 +61,10 @@ func (c *child) signal(sig int) error {
 		return err
 	}
 	var sendErr error
-	if err := conn.Control(func(fd uintptr) {
+	err = conn.Control(func(fd uintptr) {
 		sendErr = unix.PidfdSendSignal(int(fd), unix.Signal(sig), nil, 0)
-	}); err != nil {
-		return err
-	}
-	if sendErr == unix.ESRCH {
+	})
+	if err != nil || sendErr == unix.ESRCH { // the descriptor goes with the process
 		return fmt.Errorf("process %d: %w", c.pid, ErrNotRunning)
 	}
 	if sendErr != nil {

@@ -77,7 +77,7 @@ func (p *Process) descriptor() (*os.File, error) {
 	var fd int
 	var dupErr error
 	if err := conn.Control(func(n uintptr) { fd, dupErr = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return nil, err
+		return nil, ErrNotRunning // it has ended just now
 	}
 	if dupErr != nil {
 		return nil, dupErr
