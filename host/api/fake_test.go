@@ -99,6 +99,8 @@ type fakeGuest struct {
 	done               chan struct{}
 
 	mu      sync.Mutex
+	frozen  bool
+	pending []func()            // signals to what is frozen
 	procs   map[string]*process // by container/exec
 	removed []string            // purged containers and volumes
 	resized []string
@@ -331,13 +333,24 @@ func (g *fakeGuest) Wait(ctx context.Context, req *proto.ProcessRequest) (*proto
 
 func (g *fakeGuest) Signal(_ context.Context, req *proto.SignalRequest) (*proto.Empty, error) {
 	p := g.proc(req.Container, req.Exec)
+	g.mu.Lock()
+	if g.frozen && req.Signal != 9 { // heard when it is thawed
+		g.pending = append(g.pending, func() { g.signal(p, int(req.Signal)) })
+		g.mu.Unlock()
+		return &proto.Empty{}, nil
+	}
+	g.mu.Unlock()
+	return &proto.Empty{}, g.signal(p, int(req.Signal))
+}
+
+func (g *fakeGuest) signal(p *process, number int) error {
 	select {
 	case <-p.ended:
-		return nil, status.Error(codes.NotFound, "process has ended")
+		return status.Error(codes.NotFound, "process has ended")
 	case <-g.done:
-		return nil, errGone
-	case p.signals <- int(req.Signal):
-		return &proto.Empty{}, nil
+		return errGone
+	case p.signals <- number:
+		return nil
 	}
 }
 
@@ -367,7 +380,16 @@ func (g *fakeGuest) Freeze(_ context.Context, req *proto.FreezeRequest) (*proto.
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.calls = append(g.calls, fmt.Sprint("freeze ", req.Frozen))
-	return &proto.Empty{}, g.freezeErr
+	if g.freezeErr != nil {
+		return nil, g.freezeErr
+	}
+	if g.frozen = req.Frozen; !g.frozen {
+		for _, f := range g.pending {
+			go f()
+		}
+		g.pending = nil
+	}
+	return &proto.Empty{}, nil
 }
 
 func (g *fakeGuest) Limit(_ context.Context, req *proto.LimitRequest) (*proto.Empty, error) {

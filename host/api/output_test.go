@@ -238,10 +238,14 @@ func TestSlowExecClient(t *testing.T) {
 	}
 	defer a.Close()
 	a.Conn.SetDeadline(time.Now().Add(patience))
+	var in client.ExecInspectResult
 	until(t, "end of the process", func() bool {
-		in, err := d.client.ExecInspect(t.Context(), x.ID, client.ExecInspectOptions{})
-		return err == nil && !in.Running && in.ExitCode == 0
+		in, err = d.client.ExecInspect(t.Context(), x.ID, client.ExecInspectOptions{})
+		return err != nil || !in.Running
 	})
+	if err != nil || in.ExitCode != 0 {
+		t.Fatalf("%+v, %v", in, err)
+	}
 	time.Sleep(5 * time.Second) // more than twice what an ended process's output may take
 	var n countLast
 	if _, err := stdcopy.StdCopy(&n, io.Discard, a.Reader); err != nil || n.n != 400005 || n.last != "last\n" {
