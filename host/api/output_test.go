@@ -224,11 +224,12 @@ func TestSlowClient(t *testing.T) {
 }
 
 // An exec whose client begins to read late loses nothing, although the process
-// has long ended.
+// has long ended: more than the client's socket holds (208 KiB), and less than
+// what lies between the two, or the process would wait.
 func TestSlowExecClient(t *testing.T) {
 	d := start(t)
 	d.ok("run", "-d", "--name", "up", "img", "sleep")
-	x, err := d.client.ExecCreate(t.Context(), "up", client.ExecCreateOptions{Cmd: []string{"spam", "400000"}, AttachStdout: true})
+	x, err := d.client.ExecCreate(t.Context(), "up", client.ExecCreateOptions{Cmd: []string{"spam", "262144"}, AttachStdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +249,7 @@ func TestSlowExecClient(t *testing.T) {
 	}
 	time.Sleep(5 * time.Second) // more than twice what an ended process's output may take
 	var n countLast
-	if _, err := stdcopy.StdCopy(&n, io.Discard, a.Reader); err != nil || n.n != 400005 || n.last != "last\n" {
+	if _, err := stdcopy.StdCopy(&n, io.Discard, a.Reader); err != nil || n.n != 262149 || n.last != "last\n" {
 		t.Errorf("%d bytes, the last %q, %v", n.n, n.last, err)
 	}
 }
