@@ -142,7 +142,7 @@ func (g *Guest) modules() error {
 	go func() {
 		defer close(g.later)
 		// Not before the first modules: bringing one up stops the others.
-		if err := onlineCPUs(cpuRoot); err != nil {
+		if err := errors.Join(enableQuota(cgroupRoot), onlineCPUs(cpuRoot)); err != nil {
 			g.log.Warn(err.Error())
 		}
 		if g.lerr = loadModules(later, 1); g.lerr == nil {

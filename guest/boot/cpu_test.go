@@ -25,3 +25,17 @@ func TestOnlineCPUs(t *testing.T) {
 		}
 	}
 }
+
+func TestEnableQuota(t *testing.T) {
+	root := t.TempDir()
+	for range 2 { // a cgroup that is there already is fine
+		if err := enableQuota(root); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{"cgroup.subtree_control": "+cpu", "quota/cpu.max": "1000000 1000000"} {
+		if got, err := os.ReadFile(filepath.Join(root, name)); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v; want %q", name, got, err, want)
+		}
+	}
+}
