@@ -292,7 +292,7 @@ func TestRace(t *testing.T) {
 func layerOf(t *testing.T) *Layer {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("needs root for whiteouts; runs in the guest's tests and as root here")
+		t.Skip("only root can make whiteouts: run the tests as root")
 	}
 	lower := tree(t, map[string]string{"etc/passwd": "root", "etc/gone": "x", "bin/sh": "sh", "keep/a": "a", "keep/b": "b", "opq/old": "old", "opq/both": "1"})
 	upper := tree(t, map[string]string{"etc/passwd": "root and more", "etc/hosts": "", "new/f": "12345", "opq/new": "n", "opq/both": "22", "proc/": "", "keep/": ""})
