@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // makePosix builds the suite for shared folders as a program for a container.
@@ -40,6 +42,37 @@ func TestShare(t *testing.T) {
 	t.Run("append", func(t *testing.T) { testShareAppend(t, h, dir) })
 	t.Run("agree", func(t *testing.T) { testShareAgrees(t, h, dir) })
 	t.Run("replace", func(t *testing.T) { testShareReplace(t, h, dir) })
+	t.Run("sync", func(t *testing.T) { testShareSync(t, h, dir) })
+}
+
+// testShareSync has `sync` in a container bring what it wrote to the host's
+// disk: cachestat(2) tells the pages that are still to be written.
+func testShareSync(t *testing.T, h *home, dir string) {
+	path := filepath.Join(dir, "synced")
+	unwritten := func() uint64 {
+		t.Helper()
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		var st unix.Cachestat_t
+		err = unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &st, 0)
+		if errors.Is(err, unix.ENOSYS) {
+			t.Skip("the host's kernel has no cachestat (Linux 6.5 has)")
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		return st.Dirty + st.Writeback
+	}
+	h.sampan(t, "exec", "one", "dd", "if=/dev/zero", "of=/w/synced", "bs=64k", "count=16")
+	if unwritten() == 0 {
+		t.Skipf("%s is in a file system that keeps nothing to be written later", dir)
+	}
+	h.sampan(t, "exec", "one", "sync")
+	if n := unwritten(); n != 0 {
+		t.Errorf("%d pages are still to be written after sync", n)
+	}
 }
 
 // testShareSuite runs host/share/posixtest in the container, as two users.
