@@ -28,6 +28,9 @@ const (
 // order.
 type Listeners struct {
 	TCP []uint16 `json:"tcp"`
+	// UDP has none of those that the kernel gives to sockets that ask for no
+	// port: theirs are clients.
+	UDP []uint16 `json:"udp"`
 }
 
 // DialOK is the agent's first byte on a StreamDial that is connected. The host

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -24,8 +25,11 @@ func TestListening(t *testing.T) {
 `), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := listening(table); err != nil || !slices.Equal(got, []uint16{80, 8080}) {
+	if got, err := listening(tcpListen, table); err != nil || !slices.Equal(got, []uint16{80, 8080}) {
 		t.Errorf("%v, %v", got, err)
+	}
+	if got, err := listening(udpOpen, table); err != nil || len(got) != 0 {
+		t.Errorf("UDP: %v, %v", got, err)
 	}
 }
 
@@ -36,13 +40,17 @@ func TestListeners(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- listeners(conn) }()
 	dec := json.NewDecoder(host)
+	tcp := true
 	has := func(port int) bool {
 		t.Helper()
 		var l proto.Listeners
 		if err := dec.Decode(&l); err != nil {
 			t.Fatal(err)
 		}
-		return slices.Contains(l.TCP, uint16(port))
+		if tcp {
+			return slices.Contains(l.TCP, uint16(port))
+		}
+		return slices.Contains(l.UDP, uint16(port))
 	}
 	has(0)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -54,6 +62,33 @@ func TestListeners(t *testing.T) {
 	}
 	ln.Close()
 	for has(port) {
+	}
+	tcp = false
+	first, _, err := ephemeral("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pc net.PacketConn
+	for port = int(first) - 1; pc == nil && port > 1024; port-- {
+		if pc, err = net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", port)); pc != nil {
+			break
+		}
+	}
+	if pc == nil {
+		t.Fatal(err)
+	}
+	client, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	for !has(port) {
+	}
+	pc.Close()
+	for has(port) {
+	}
+	if now, err := allListening(); err != nil || slices.Contains(now.UDP, uint16(client.LocalAddr().(*net.UDPAddr).Port)) {
+		t.Errorf("a client's port is told: %v, %v", now, err)
 	}
 	host.Close()
 	select {

@@ -337,11 +337,12 @@ func TestPortsShown(t *testing.T) {
 }
 
 // What a container in the host's network listens on is there on the host's
-// loopback, as long as it listens; what can't be is told.
+// loopback, as long as it listens; what can't be is told, and there as soon as
+// it can be.
 func TestHostNetwork(t *testing.T) {
 	h := newHome(t)
 	h.load(t)
-	base := freeRange(t, 2)
+	base := freeRange(t, 3)
 	busy, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+1))
 	if err != nil {
 		t.Fatal(err)
@@ -349,20 +350,41 @@ func TestHostNetwork(t *testing.T) {
 	defer busy.Close()
 	h.sampan(t, "run", "-d", "--name", "one", "--network", "host", "busybox", "httpd", "-f", "-p", fmt.Sprint(base), "-h", "/etc")
 	h.must(t, "docker", "run", "-d", "--name", "two", "--network", "host", "busybox", "httpd", "-f", "-p", fmt.Sprint(base+1), "-h", "/etc")
-	url := fmt.Sprintf("http://127.0.0.1:%d/passwd", base)
-	eventually(t, 10*time.Second, "the port is there", func() bool { _, err := get(url); return err == nil })
+	h.sampan(t, "run", "-d", "--name", "three", "--network", "host", "-v", filepath.Join(files.bin, "peer")+":/peer:ro", "busybox", "/peer", "udp", fmt.Sprint(base+2))
+	url := func(i int) string { return fmt.Sprintf("http://127.0.0.1:%d/passwd", base+i) }
+	eventually(t, 10*time.Second, "the port is there", func() bool { _, err := get(url(0)); return err == nil })
+	eventually(t, 10*time.Second, "the port for datagrams is there", func() bool { return echoes(fmt.Sprintf("127.0.0.1:%d", base+2)) })
 	eventually(t, 10*time.Second, "the other is told of", func() bool {
-		return strings.Contains(h.sampan(t, "machine", "status"), fmt.Sprintf("port %d of the host's network is not mirrored: failed to bind host port 127.0.0.1:%d/tcp: address already in use by process", base+1, base+1))
+		return strings.Contains(h.sampan(t, "machine", "status"), fmt.Sprintf("port %d/tcp of the host's network is not mirrored: failed to bind host port 127.0.0.1:%d/tcp: address already in use by process", base+1, base+1))
 	})
+	busy.Close()
+	eventually(t, 20*time.Second, "the other is there since nobody else has its port", func() bool { _, err := get(url(1)); return err == nil })
 	h.sampan(t, "stop", "-t", "0", "one")
 	eventually(t, 10*time.Second, "the port is gone", func() bool {
 		_, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", base))
 		return errors.Is(err, syscall.ECONNREFUSED)
 	})
-	h.sampan(t, "rm", "-f", "one", "two")
+	h.sampan(t, "rm", "-f", "one", "two", "three")
 	if out := h.sampan(t, "machine", "status"); strings.Contains(out, "Warning") {
 		t.Errorf("after the end: %s", out)
 	}
+}
+
+// echoes says whether a datagram comes back.
+func echoes(at string) bool {
+	c, err := net.Dial("udp", at)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Second))
+	b := make([]byte, 8)
+	_, err = io.WriteString(c, "hello")
+	if err != nil {
+		return false
+	}
+	n, err := c.Read(b)
+	return err == nil && string(b[:n]) == "hello"
 }
 
 func sorted(s string) string {

@@ -9,7 +9,8 @@
 //	7005  sends back the first 28 bytes, in hex
 //
 // "peer dns" is a name server beside it: every name's address is 192.0.2.7, and
-// there is more TXT than a datagram holds. "peer txt NAME" asks for that.
+// there is more TXT than a datagram holds. "peer txt NAME" asks for that. "peer
+// udp PORT" only echoes datagrams.
 package main
 
 import (
@@ -33,6 +34,8 @@ func main() {
 	case len(os.Args) == 3 && os.Args[1] == "txt":
 		txt(os.Args[2])
 		return
+	case len(os.Args) == 3 && os.Args[1] == "udp":
+		datagrams(":" + os.Args[2])
 	}
 	for port, serve := range map[int]func(*net.TCPConn){
 		7000: echo, 7001: source, 7002: sink, 7003: reset, 7004: end, 7005: head,
@@ -44,7 +47,12 @@ func main() {
 		}
 		go accept(ln, serve)
 	}
-	udp, err := net.ListenPacket("udp", ":7000")
+	datagrams(":7000")
+}
+
+// datagrams echoes them until the program ends.
+func datagrams(at string) {
+	udp, err := net.ListenPacket("udp", at)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
