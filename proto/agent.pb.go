@@ -71,7 +71,7 @@ func (x PackRequest_What) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PackRequest_What.Descriptor instead.
 func (PackRequest_What) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37, 0}
+	return file_agent_proto_rawDescGZIP(), []int{39, 0}
 }
 
 type Empty struct {
@@ -420,8 +420,9 @@ type StartRequest struct {
 	// machine: the layer goes with its end.
 	Ephemeral bool `protobuf:"varint,9,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
 	// The check of the container's health, which the guest runs. Absent: none.
-	Health   *HealthCheck `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
-	Resolver *Resolver    `protobuf:"bytes,11,opt,name=resolver,proto3" json:"resolver,omitempty"`
+	Health    *HealthCheck `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
+	Resolver  *Resolver    `protobuf:"bytes,11,opt,name=resolver,proto3" json:"resolver,omitempty"`
+	Published []*Published `protobuf:"bytes,12,rep,name=published,proto3" json:"published,omitempty"`
 	// Devices of the guest that the container gets.
 	Devices []*Device `protobuf:"bytes,20,rep,name=devices,proto3" json:"devices,omitempty"`
 	// The container gets all of the guest's devices (docker run --privileged).
@@ -533,6 +534,13 @@ func (x *StartRequest) GetHealth() *HealthCheck {
 func (x *StartRequest) GetResolver() *Resolver {
 	if x != nil {
 		return x.Resolver
+	}
+	return nil
+}
+
+func (x *StartRequest) GetPublished() []*Published {
+	if x != nil {
+		return x.Published
 	}
 	return nil
 }
@@ -1138,6 +1146,120 @@ func (x *ConnectRequest) GetHosts() []string {
 	return nil
 }
 
+// Published is a port of the host that leads to one of a container. Other
+// containers reach it at their gateways' addresses, as on a host of Docker's.
+type Published struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Proto         string                 `protobuf:"bytes,1,opt,name=proto,proto3" json:"proto,omitempty"` // "tcp" or "udp"
+	HostPort      uint32                 `protobuf:"varint,2,opt,name=host_port,json=hostPort,proto3" json:"host_port,omitempty"`
+	ContainerPort uint32                 `protobuf:"varint,3,opt,name=container_port,json=containerPort,proto3" json:"container_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Published) Reset() {
+	*x = Published{}
+	mi := &file_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Published) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Published) ProtoMessage() {}
+
+func (x *Published) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Published.ProtoReflect.Descriptor instead.
+func (*Published) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Published) GetProto() string {
+	if x != nil {
+		return x.Proto
+	}
+	return ""
+}
+
+func (x *Published) GetHostPort() uint32 {
+	if x != nil {
+		return x.HostPort
+	}
+	return 0
+}
+
+func (x *Published) GetContainerPort() uint32 {
+	if x != nil {
+		return x.ContainerPort
+	}
+	return 0
+}
+
+type PublishRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Published     []*Published           `protobuf:"bytes,2,rep,name=published,proto3" json:"published,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishRequest) Reset() {
+	*x = PublishRequest{}
+	mi := &file_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishRequest) ProtoMessage() {}
+
+func (x *PublishRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
+func (*PublishRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PublishRequest) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *PublishRequest) GetPublished() []*Published {
+	if x != nil {
+		return x.Published
+	}
+	return nil
+}
+
 type DisconnectRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
@@ -1148,7 +1270,7 @@ type DisconnectRequest struct {
 
 func (x *DisconnectRequest) Reset() {
 	*x = DisconnectRequest{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1282,7 @@ func (x *DisconnectRequest) String() string {
 func (*DisconnectRequest) ProtoMessage() {}
 
 func (x *DisconnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1295,7 @@ func (x *DisconnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisconnectRequest.ProtoReflect.Descriptor instead.
 func (*DisconnectRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DisconnectRequest) GetContainer() string {
@@ -1199,7 +1321,7 @@ type NetworkRequest struct {
 
 func (x *NetworkRequest) Reset() {
 	*x = NetworkRequest{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1333,7 @@ func (x *NetworkRequest) String() string {
 func (*NetworkRequest) ProtoMessage() {}
 
 func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1346,7 @@ func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRequest.ProtoReflect.Descriptor instead.
 func (*NetworkRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NetworkRequest) GetId() string {
@@ -1243,7 +1365,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1377,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1390,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StartResponse) GetPid() int32 {
@@ -1291,7 +1413,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1425,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1438,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1364,7 +1486,7 @@ type ProcessRequest struct {
 
 func (x *ProcessRequest) Reset() {
 	*x = ProcessRequest{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1498,7 @@ func (x *ProcessRequest) String() string {
 func (*ProcessRequest) ProtoMessage() {}
 
 func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1511,7 @@ func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessRequest.ProtoReflect.Descriptor instead.
 func (*ProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ProcessRequest) GetContainer() string {
@@ -1417,7 +1539,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1551,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1564,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WaitResponse) GetExitCode() int32 {
@@ -1478,7 +1600,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1612,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1625,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1545,7 +1667,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1679,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1692,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1604,7 +1726,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1738,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1751,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HealthRequest) GetContainer() string {
@@ -1655,7 +1777,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1789,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1802,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *HealthResponse) GetResults() []*HealthResult {
@@ -1705,7 +1827,7 @@ type HealthResult struct {
 
 func (x *HealthResult) Reset() {
 	*x = HealthResult{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +1839,7 @@ func (x *HealthResult) String() string {
 func (*HealthResult) ProtoMessage() {}
 
 func (x *HealthResult) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +1852,7 @@ func (x *HealthResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResult.ProtoReflect.Descriptor instead.
 func (*HealthResult) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HealthResult) GetNumber() uint64 {
@@ -1792,7 +1914,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +1926,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +1939,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -1843,7 +1965,7 @@ type VolumeRequest struct {
 
 func (x *VolumeRequest) Reset() {
 	*x = VolumeRequest{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +1977,7 @@ func (x *VolumeRequest) String() string {
 func (*VolumeRequest) ProtoMessage() {}
 
 func (x *VolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +1990,7 @@ func (x *VolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeRequest.ProtoReflect.Descriptor instead.
 func (*VolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VolumeRequest) GetName() string {
@@ -1888,7 +2010,7 @@ type FreezeRequest struct {
 
 func (x *FreezeRequest) Reset() {
 	*x = FreezeRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +2022,7 @@ func (x *FreezeRequest) String() string {
 func (*FreezeRequest) ProtoMessage() {}
 
 func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +2035,7 @@ func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
 func (*FreezeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FreezeRequest) GetContainer() string {
@@ -1942,7 +2064,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2076,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2089,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*ProcessInfo {
@@ -2026,7 +2148,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2160,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2173,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ProcessInfo) GetPid() int32 {
@@ -2212,7 +2334,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2224,7 +2346,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2237,7 +2359,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UsageResponse) GetTimeUnixNano() int64 {
@@ -2371,7 +2493,7 @@ type DeviceUsage struct {
 
 func (x *DeviceUsage) Reset() {
 	*x = DeviceUsage{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2505,7 @@ func (x *DeviceUsage) String() string {
 func (*DeviceUsage) ProtoMessage() {}
 
 func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2518,7 @@ func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceUsage.ProtoReflect.Descriptor instead.
 func (*DeviceUsage) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeviceUsage) GetMajor() uint64 {
@@ -2444,7 +2566,7 @@ type InterfaceUsage struct {
 
 func (x *InterfaceUsage) Reset() {
 	*x = InterfaceUsage{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2578,7 @@ func (x *InterfaceUsage) String() string {
 func (*InterfaceUsage) ProtoMessage() {}
 
 func (x *InterfaceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2591,7 @@ func (x *InterfaceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceUsage.ProtoReflect.Descriptor instead.
 func (*InterfaceUsage) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *InterfaceUsage) GetName() string {
@@ -2545,7 +2667,7 @@ type LimitRequest struct {
 
 func (x *LimitRequest) Reset() {
 	*x = LimitRequest{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2557,7 +2679,7 @@ func (x *LimitRequest) String() string {
 func (*LimitRequest) ProtoMessage() {}
 
 func (x *LimitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2570,7 +2692,7 @@ func (x *LimitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRequest.ProtoReflect.Descriptor instead.
 func (*LimitRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LimitRequest) GetContainer() string {
@@ -2603,7 +2725,7 @@ type Files struct {
 
 func (x *Files) Reset() {
 	*x = Files{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2615,7 +2737,7 @@ func (x *Files) String() string {
 func (*Files) ProtoMessage() {}
 
 func (x *Files) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2628,7 +2750,7 @@ func (x *Files) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Files.ProtoReflect.Descriptor instead.
 func (*Files) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Files) GetId() string {
@@ -2669,7 +2791,7 @@ type StatRequest struct {
 
 func (x *StatRequest) Reset() {
 	*x = StatRequest{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +2803,7 @@ func (x *StatRequest) String() string {
 func (*StatRequest) ProtoMessage() {}
 
 func (x *StatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2694,7 +2816,7 @@ func (x *StatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatRequest.ProtoReflect.Descriptor instead.
 func (*StatRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StatRequest) GetFiles() *Files {
@@ -2724,7 +2846,7 @@ type StatResponse struct {
 
 func (x *StatResponse) Reset() {
 	*x = StatResponse{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2736,7 +2858,7 @@ func (x *StatResponse) String() string {
 func (*StatResponse) ProtoMessage() {}
 
 func (x *StatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2749,7 +2871,7 @@ func (x *StatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatResponse.ProtoReflect.Descriptor instead.
 func (*StatResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StatResponse) GetName() string {
@@ -2799,7 +2921,7 @@ type PackRequest struct {
 
 func (x *PackRequest) Reset() {
 	*x = PackRequest{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2811,7 +2933,7 @@ func (x *PackRequest) String() string {
 func (*PackRequest) ProtoMessage() {}
 
 func (x *PackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2824,7 +2946,7 @@ func (x *PackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackRequest.ProtoReflect.Descriptor instead.
 func (*PackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PackRequest) GetFiles() *Files {
@@ -2871,7 +2993,7 @@ type UnpackRequest struct {
 
 func (x *UnpackRequest) Reset() {
 	*x = UnpackRequest{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2883,7 +3005,7 @@ func (x *UnpackRequest) String() string {
 func (*UnpackRequest) ProtoMessage() {}
 
 func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2896,7 +3018,7 @@ func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackRequest.ProtoReflect.Descriptor instead.
 func (*UnpackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UnpackRequest) GetFiles() *Files {
@@ -2944,7 +3066,7 @@ type ChangesRequest struct {
 
 func (x *ChangesRequest) Reset() {
 	*x = ChangesRequest{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2956,7 +3078,7 @@ func (x *ChangesRequest) String() string {
 func (*ChangesRequest) ProtoMessage() {}
 
 func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2969,7 +3091,7 @@ func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesRequest.ProtoReflect.Descriptor instead.
 func (*ChangesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ChangesRequest) GetFiles() *Files {
@@ -2996,7 +3118,7 @@ type ChangesResponse struct {
 
 func (x *ChangesResponse) Reset() {
 	*x = ChangesResponse{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3008,7 +3130,7 @@ func (x *ChangesResponse) String() string {
 func (*ChangesResponse) ProtoMessage() {}
 
 func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3021,7 +3143,7 @@ func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesResponse.ProtoReflect.Descriptor instead.
 func (*ChangesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ChangesResponse) GetChanges() []*Change {
@@ -3048,7 +3170,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3060,7 +3182,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3073,7 +3195,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Change) GetPath() string {
@@ -3099,7 +3221,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3111,7 +3233,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3124,7 +3246,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ClockRequest) GetAdjustNano() int64 {
@@ -3143,7 +3265,7 @@ type ClockResponse struct {
 
 func (x *ClockResponse) Reset() {
 	*x = ClockResponse{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3155,7 +3277,7 @@ func (x *ClockResponse) String() string {
 func (*ClockResponse) ProtoMessage() {}
 
 func (x *ClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3168,7 +3290,7 @@ func (x *ClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
 func (*ClockResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ClockResponse) GetTimeUnixNano() int64 {
@@ -3195,7 +3317,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3207,7 +3329,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3220,7 +3342,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StatusResponse) GetMemoryTotal() uint64 {
@@ -3296,7 +3418,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3308,7 +3430,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3321,7 +3443,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PowerOffRequest) GetGraceMs() uint32 {
@@ -3357,7 +3479,7 @@ const file_agent_proto_rawDesc = "" +
 	"\tBootStage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vuptime_nano\x18\x02 \x01(\x03R\n" +
-	"uptimeNano\"\xd7\x04\n" +
+	"uptimeNano\"\x91\x05\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12\x16\n" +
@@ -3370,7 +3492,8 @@ const file_agent_proto_rawDesc = "" +
 	"\tephemeral\x18\t \x01(\bR\tephemeral\x124\n" +
 	"\x06health\x18\n" +
 	" \x01(\v2\x1c.sampan.agent.v1.HealthCheckR\x06health\x125\n" +
-	"\bresolver\x18\v \x01(\v2\x19.sampan.agent.v1.ResolverR\bresolver\x121\n" +
+	"\bresolver\x18\v \x01(\v2\x19.sampan.agent.v1.ResolverR\bresolver\x128\n" +
+	"\tpublished\x18\f \x03(\v2\x1a.sampan.agent.v1.PublishedR\tpublished\x121\n" +
 	"\adevices\x18\x14 \x03(\v2\x17.sampan.agent.v1.DeviceR\adevices\x12\x1f\n" +
 	"\vall_devices\x18\x15 \x01(\bR\n" +
 	"allDevices\x1a8\n" +
@@ -3425,7 +3548,14 @@ const file_agent_proto_rawDesc = "" +
 	"\bresolver\x18\x03 \x01(\v2\x19.sampan.agent.v1.ResolverR\bresolver\x12\x1f\n" +
 	"\vresolv_conf\x18\x04 \x01(\fR\n" +
 	"resolvConf\x12\x14\n" +
-	"\x05hosts\x18\x05 \x03(\tR\x05hosts\"K\n" +
+	"\x05hosts\x18\x05 \x03(\tR\x05hosts\"e\n" +
+	"\tPublished\x12\x14\n" +
+	"\x05proto\x18\x01 \x01(\tR\x05proto\x12\x1b\n" +
+	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12%\n" +
+	"\x0econtainer_port\x18\x03 \x01(\rR\rcontainerPort\"h\n" +
+	"\x0ePublishRequest\x12\x1c\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x128\n" +
+	"\tpublished\x18\x02 \x03(\v2\x1a.sampan.agent.v1.PublishedR\tpublished\"K\n" +
 	"\x11DisconnectRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\" \n" +
@@ -3616,7 +3746,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x10agent_goroutines\x18\b \x01(\rR\x0fagentGoroutines\x12+\n" +
 	"\x11agent_descriptors\x18\t \x01(\rR\x10agentDescriptors\",\n" +
 	"\x0fPowerOffRequest\x12\x19\n" +
-	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\xe4\f\n" +
+	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\xa8\r\n" +
 	"\x05Agent\x12R\n" +
 	"\tConfigure\x12!.sampan.agent.v1.ConfigureRequest\x1a\".sampan.agent.v1.ConfigureResponse\x12F\n" +
 	"\x05Start\x12\x1d.sampan.agent.v1.StartRequest\x1a\x1e.sampan.agent.v1.StartResponse\x12D\n" +
@@ -3637,7 +3767,8 @@ const file_agent_proto_rawDesc = "" +
 	"\aChanges\x12\x1f.sampan.agent.v1.ChangesRequest\x1a .sampan.agent.v1.ChangesResponse\x12B\n" +
 	"\aConnect\x12\x1f.sampan.agent.v1.ConnectRequest\x1a\x16.sampan.agent.v1.Empty\x12H\n" +
 	"\n" +
-	"Disconnect\x12\".sampan.agent.v1.DisconnectRequest\x1a\x16.sampan.agent.v1.Empty\x12H\n" +
+	"Disconnect\x12\".sampan.agent.v1.DisconnectRequest\x1a\x16.sampan.agent.v1.Empty\x12B\n" +
+	"\aPublish\x12\x1f.sampan.agent.v1.PublishRequest\x1a\x16.sampan.agent.v1.Empty\x12H\n" +
 	"\rRemoveNetwork\x12\x1f.sampan.agent.v1.NetworkRequest\x1a\x16.sampan.agent.v1.Empty\x12F\n" +
 	"\x05Clock\x12\x1d.sampan.agent.v1.ClockRequest\x1a\x1e.sampan.agent.v1.ClockResponse\x12A\n" +
 	"\x06Status\x12\x16.sampan.agent.v1.Empty\x1a\x1f.sampan.agent.v1.StatusResponse\x12D\n" +
@@ -3656,7 +3787,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_agent_proto_goTypes = []any{
 	(PackRequest_What)(0),     // 0: sampan.agent.v1.PackRequest.What
 	(*Empty)(nil),             // 1: sampan.agent.v1.Empty
@@ -3673,121 +3804,127 @@ var file_agent_proto_goTypes = []any{
 	(*Endpoint)(nil),          // 12: sampan.agent.v1.Endpoint
 	(*Resolver)(nil),          // 13: sampan.agent.v1.Resolver
 	(*ConnectRequest)(nil),    // 14: sampan.agent.v1.ConnectRequest
-	(*DisconnectRequest)(nil), // 15: sampan.agent.v1.DisconnectRequest
-	(*NetworkRequest)(nil),    // 16: sampan.agent.v1.NetworkRequest
-	(*StartResponse)(nil),     // 17: sampan.agent.v1.StartResponse
-	(*ExecRequest)(nil),       // 18: sampan.agent.v1.ExecRequest
-	(*ProcessRequest)(nil),    // 19: sampan.agent.v1.ProcessRequest
-	(*WaitResponse)(nil),      // 20: sampan.agent.v1.WaitResponse
-	(*SignalRequest)(nil),     // 21: sampan.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),     // 22: sampan.agent.v1.ResizeRequest
-	(*HealthRequest)(nil),     // 23: sampan.agent.v1.HealthRequest
-	(*HealthResponse)(nil),    // 24: sampan.agent.v1.HealthResponse
-	(*HealthResult)(nil),      // 25: sampan.agent.v1.HealthResult
-	(*RemoveRequest)(nil),     // 26: sampan.agent.v1.RemoveRequest
-	(*VolumeRequest)(nil),     // 27: sampan.agent.v1.VolumeRequest
-	(*FreezeRequest)(nil),     // 28: sampan.agent.v1.FreezeRequest
-	(*ProcessesResponse)(nil), // 29: sampan.agent.v1.ProcessesResponse
-	(*ProcessInfo)(nil),       // 30: sampan.agent.v1.ProcessInfo
-	(*UsageResponse)(nil),     // 31: sampan.agent.v1.UsageResponse
-	(*DeviceUsage)(nil),       // 32: sampan.agent.v1.DeviceUsage
-	(*InterfaceUsage)(nil),    // 33: sampan.agent.v1.InterfaceUsage
-	(*LimitRequest)(nil),      // 34: sampan.agent.v1.LimitRequest
-	(*Files)(nil),             // 35: sampan.agent.v1.Files
-	(*StatRequest)(nil),       // 36: sampan.agent.v1.StatRequest
-	(*StatResponse)(nil),      // 37: sampan.agent.v1.StatResponse
-	(*PackRequest)(nil),       // 38: sampan.agent.v1.PackRequest
-	(*UnpackRequest)(nil),     // 39: sampan.agent.v1.UnpackRequest
-	(*ChangesRequest)(nil),    // 40: sampan.agent.v1.ChangesRequest
-	(*ChangesResponse)(nil),   // 41: sampan.agent.v1.ChangesResponse
-	(*Change)(nil),            // 42: sampan.agent.v1.Change
-	(*ClockRequest)(nil),      // 43: sampan.agent.v1.ClockRequest
-	(*ClockResponse)(nil),     // 44: sampan.agent.v1.ClockResponse
-	(*StatusResponse)(nil),    // 45: sampan.agent.v1.StatusResponse
-	(*PowerOffRequest)(nil),   // 46: sampan.agent.v1.PowerOffRequest
-	nil,                       // 47: sampan.agent.v1.StartRequest.FilesEntry
-	nil,                       // 48: sampan.agent.v1.Endpoint.LinksEntry
-	nil,                       // 49: sampan.agent.v1.UsageResponse.MemoryStatEntry
+	(*Published)(nil),         // 15: sampan.agent.v1.Published
+	(*PublishRequest)(nil),    // 16: sampan.agent.v1.PublishRequest
+	(*DisconnectRequest)(nil), // 17: sampan.agent.v1.DisconnectRequest
+	(*NetworkRequest)(nil),    // 18: sampan.agent.v1.NetworkRequest
+	(*StartResponse)(nil),     // 19: sampan.agent.v1.StartResponse
+	(*ExecRequest)(nil),       // 20: sampan.agent.v1.ExecRequest
+	(*ProcessRequest)(nil),    // 21: sampan.agent.v1.ProcessRequest
+	(*WaitResponse)(nil),      // 22: sampan.agent.v1.WaitResponse
+	(*SignalRequest)(nil),     // 23: sampan.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),     // 24: sampan.agent.v1.ResizeRequest
+	(*HealthRequest)(nil),     // 25: sampan.agent.v1.HealthRequest
+	(*HealthResponse)(nil),    // 26: sampan.agent.v1.HealthResponse
+	(*HealthResult)(nil),      // 27: sampan.agent.v1.HealthResult
+	(*RemoveRequest)(nil),     // 28: sampan.agent.v1.RemoveRequest
+	(*VolumeRequest)(nil),     // 29: sampan.agent.v1.VolumeRequest
+	(*FreezeRequest)(nil),     // 30: sampan.agent.v1.FreezeRequest
+	(*ProcessesResponse)(nil), // 31: sampan.agent.v1.ProcessesResponse
+	(*ProcessInfo)(nil),       // 32: sampan.agent.v1.ProcessInfo
+	(*UsageResponse)(nil),     // 33: sampan.agent.v1.UsageResponse
+	(*DeviceUsage)(nil),       // 34: sampan.agent.v1.DeviceUsage
+	(*InterfaceUsage)(nil),    // 35: sampan.agent.v1.InterfaceUsage
+	(*LimitRequest)(nil),      // 36: sampan.agent.v1.LimitRequest
+	(*Files)(nil),             // 37: sampan.agent.v1.Files
+	(*StatRequest)(nil),       // 38: sampan.agent.v1.StatRequest
+	(*StatResponse)(nil),      // 39: sampan.agent.v1.StatResponse
+	(*PackRequest)(nil),       // 40: sampan.agent.v1.PackRequest
+	(*UnpackRequest)(nil),     // 41: sampan.agent.v1.UnpackRequest
+	(*ChangesRequest)(nil),    // 42: sampan.agent.v1.ChangesRequest
+	(*ChangesResponse)(nil),   // 43: sampan.agent.v1.ChangesResponse
+	(*Change)(nil),            // 44: sampan.agent.v1.Change
+	(*ClockRequest)(nil),      // 45: sampan.agent.v1.ClockRequest
+	(*ClockResponse)(nil),     // 46: sampan.agent.v1.ClockResponse
+	(*StatusResponse)(nil),    // 47: sampan.agent.v1.StatusResponse
+	(*PowerOffRequest)(nil),   // 48: sampan.agent.v1.PowerOffRequest
+	nil,                       // 49: sampan.agent.v1.StartRequest.FilesEntry
+	nil,                       // 50: sampan.agent.v1.Endpoint.LinksEntry
+	nil,                       // 51: sampan.agent.v1.UsageResponse.MemoryStatEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	3,  // 0: sampan.agent.v1.ConfigureRequest.uplink:type_name -> sampan.agent.v1.Uplink
 	5,  // 1: sampan.agent.v1.ConfigureResponse.stages:type_name -> sampan.agent.v1.BootStage
-	47, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
+	49, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
 	12, // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
 	9,  // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
 	10, // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
 	8,  // 6: sampan.agent.v1.StartRequest.health:type_name -> sampan.agent.v1.HealthCheck
 	13, // 7: sampan.agent.v1.StartRequest.resolver:type_name -> sampan.agent.v1.Resolver
-	7,  // 8: sampan.agent.v1.StartRequest.devices:type_name -> sampan.agent.v1.Device
-	11, // 9: sampan.agent.v1.Endpoint.network:type_name -> sampan.agent.v1.Network
-	48, // 10: sampan.agent.v1.Endpoint.links:type_name -> sampan.agent.v1.Endpoint.LinksEntry
-	12, // 11: sampan.agent.v1.ConnectRequest.endpoint:type_name -> sampan.agent.v1.Endpoint
-	13, // 12: sampan.agent.v1.ConnectRequest.resolver:type_name -> sampan.agent.v1.Resolver
-	9,  // 13: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
-	10, // 14: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	10, // 15: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	25, // 16: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
-	30, // 17: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
-	49, // 18: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
-	32, // 19: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
-	33, // 20: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
-	35, // 21: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
-	35, // 22: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
-	0,  // 23: sampan.agent.v1.PackRequest.what:type_name -> sampan.agent.v1.PackRequest.What
-	35, // 24: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
-	35, // 25: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
-	42, // 26: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
-	2,  // 27: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
-	6,  // 28: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
-	18, // 29: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
-	19, // 30: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
-	21, // 31: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
-	22, // 32: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
-	23, // 33: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
-	26, // 34: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
-	27, // 35: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
-	28, // 36: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
-	19, // 37: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
-	19, // 38: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
-	34, // 39: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
-	36, // 40: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
-	38, // 41: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
-	39, // 42: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
-	40, // 43: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
-	14, // 44: sampan.agent.v1.Agent.Connect:input_type -> sampan.agent.v1.ConnectRequest
-	15, // 45: sampan.agent.v1.Agent.Disconnect:input_type -> sampan.agent.v1.DisconnectRequest
-	16, // 46: sampan.agent.v1.Agent.RemoveNetwork:input_type -> sampan.agent.v1.NetworkRequest
-	43, // 47: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
-	1,  // 48: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
-	46, // 49: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
-	4,  // 50: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
-	17, // 51: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
-	17, // 52: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
-	20, // 53: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
-	1,  // 54: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
-	1,  // 55: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
-	24, // 56: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
-	1,  // 57: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
-	1,  // 58: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
-	1,  // 59: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
-	29, // 60: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
-	31, // 61: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
-	1,  // 62: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
-	37, // 63: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
-	1,  // 64: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
-	1,  // 65: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
-	41, // 66: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
-	1,  // 67: sampan.agent.v1.Agent.Connect:output_type -> sampan.agent.v1.Empty
-	1,  // 68: sampan.agent.v1.Agent.Disconnect:output_type -> sampan.agent.v1.Empty
-	1,  // 69: sampan.agent.v1.Agent.RemoveNetwork:output_type -> sampan.agent.v1.Empty
-	44, // 70: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
-	45, // 71: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
-	1,  // 72: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
-	50, // [50:73] is the sub-list for method output_type
-	27, // [27:50] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	15, // 8: sampan.agent.v1.StartRequest.published:type_name -> sampan.agent.v1.Published
+	7,  // 9: sampan.agent.v1.StartRequest.devices:type_name -> sampan.agent.v1.Device
+	11, // 10: sampan.agent.v1.Endpoint.network:type_name -> sampan.agent.v1.Network
+	50, // 11: sampan.agent.v1.Endpoint.links:type_name -> sampan.agent.v1.Endpoint.LinksEntry
+	12, // 12: sampan.agent.v1.ConnectRequest.endpoint:type_name -> sampan.agent.v1.Endpoint
+	13, // 13: sampan.agent.v1.ConnectRequest.resolver:type_name -> sampan.agent.v1.Resolver
+	15, // 14: sampan.agent.v1.PublishRequest.published:type_name -> sampan.agent.v1.Published
+	9,  // 15: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
+	10, // 16: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	10, // 17: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	27, // 18: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
+	32, // 19: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
+	51, // 20: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
+	34, // 21: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
+	35, // 22: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
+	37, // 23: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
+	37, // 24: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
+	0,  // 25: sampan.agent.v1.PackRequest.what:type_name -> sampan.agent.v1.PackRequest.What
+	37, // 26: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
+	37, // 27: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
+	44, // 28: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
+	2,  // 29: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
+	6,  // 30: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
+	20, // 31: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
+	21, // 32: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
+	23, // 33: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
+	24, // 34: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
+	25, // 35: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
+	28, // 36: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
+	29, // 37: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
+	30, // 38: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
+	21, // 39: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
+	21, // 40: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
+	36, // 41: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
+	38, // 42: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
+	40, // 43: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
+	41, // 44: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
+	42, // 45: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
+	14, // 46: sampan.agent.v1.Agent.Connect:input_type -> sampan.agent.v1.ConnectRequest
+	17, // 47: sampan.agent.v1.Agent.Disconnect:input_type -> sampan.agent.v1.DisconnectRequest
+	16, // 48: sampan.agent.v1.Agent.Publish:input_type -> sampan.agent.v1.PublishRequest
+	18, // 49: sampan.agent.v1.Agent.RemoveNetwork:input_type -> sampan.agent.v1.NetworkRequest
+	45, // 50: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
+	1,  // 51: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
+	48, // 52: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
+	4,  // 53: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
+	19, // 54: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
+	19, // 55: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
+	22, // 56: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
+	1,  // 57: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
+	1,  // 58: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
+	26, // 59: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
+	1,  // 60: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
+	1,  // 61: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
+	1,  // 62: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
+	31, // 63: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
+	33, // 64: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
+	1,  // 65: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
+	39, // 66: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
+	1,  // 67: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
+	1,  // 68: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
+	43, // 69: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
+	1,  // 70: sampan.agent.v1.Agent.Connect:output_type -> sampan.agent.v1.Empty
+	1,  // 71: sampan.agent.v1.Agent.Disconnect:output_type -> sampan.agent.v1.Empty
+	1,  // 72: sampan.agent.v1.Agent.Publish:output_type -> sampan.agent.v1.Empty
+	1,  // 73: sampan.agent.v1.Agent.RemoveNetwork:output_type -> sampan.agent.v1.Empty
+	46, // 74: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
+	47, // 75: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
+	1,  // 76: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
+	53, // [53:77] is the sub-list for method output_type
+	29, // [29:53] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3801,7 +3938,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   49,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,7 @@ type AgentService interface {
 	Changes(context.Context, *ChangesRequest) (*ChangesResponse, error)
 	Connect(context.Context, *ConnectRequest) (*Empty, error)
 	Disconnect(context.Context, *DisconnectRequest) (*Empty, error)
+	Publish(context.Context, *PublishRequest) (*Empty, error)
 	RemoveNetwork(context.Context, *NetworkRequest) (*Empty, error)
 	Clock(context.Context, *ClockRequest) (*ClockResponse, error)
 	Status(context.Context, *Empty) (*StatusResponse, error)
@@ -168,6 +169,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.Disconnect(ctx, &req)
+			},
+			"Publish": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req PublishRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Publish(ctx, &req)
 			},
 			"RemoveNetwork": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req NetworkRequest
@@ -358,6 +366,14 @@ func (c *agentClient) Connect(ctx context.Context, req *ConnectRequest) (*Empty,
 func (c *agentClient) Disconnect(ctx context.Context, req *DisconnectRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Disconnect", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Publish(ctx context.Context, req *PublishRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Publish", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

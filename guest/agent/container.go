@@ -252,7 +252,7 @@ func (s *Service) join(id string, pid int, req *proto.StartRequest) error {
 	if err := s.network.Leave(id); err != nil {
 		return err
 	}
-	return s.network.Join(id, pid, req.Endpoints, req.Resolver)
+	return s.network.Join(id, pid, req.Endpoints, req.Resolver, req.Published)
 }
 
 // watch waits for the end of a container and takes it down.

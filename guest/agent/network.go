@@ -111,6 +111,21 @@ func (s *Service) Disconnect(_ context.Context, req *proto.DisconnectRequest) (*
 	return &proto.Empty{}, nil
 }
 
+// Publish implements proto.AgentService.
+func (s *Service) Publish(_ context.Context, req *proto.PublishRequest) (*proto.Empty, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	c, _, err := s.runningPid(req.Container)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.network.Publish(c.id, req.Published); err != nil {
+		return nil, failed("publish ports of container "+c.id, err)
+	}
+	return &proto.Empty{}, nil
+}
+
 // RemoveNetwork implements proto.AgentService.
 func (s *Service) RemoveNetwork(_ context.Context, req *proto.NetworkRequest) (*proto.Empty, error) {
 	if err := s.ready(); err != nil {

@@ -31,6 +31,8 @@ type box struct {
 	// Of Network.mu:
 	ends    []*endpoint // by precedence
 	servers []string    // name servers of its own, as HOST:PORT
+	// published are its ports on the host's every address.
+	published []*proto.Published
 }
 
 // endpoint is a container's interface.
@@ -47,14 +49,17 @@ type endpoint struct {
 // Join gives the network namespace of the process pid, the container's first,
 // an interface per endpoint. Interfaces end with the namespace. After Join the
 // container must Leave, whatever Join returns.
-func (n *Network) Join(id string, pid int, endpoints []*proto.Endpoint, r *proto.Resolver) error {
+func (n *Network) Join(id string, pid int, endpoints []*proto.Endpoint, r *proto.Resolver, ports []*proto.Published) error {
 	b, err := n.open(id, pid, r)
 	if err != nil {
 		return err
 	}
 	b.change.Lock()
 	defer b.change.Unlock()
-	return n.joinLocked(b, endpoints...)
+	if err := n.joinLocked(b, endpoints...); err != nil || len(ports) == 0 {
+		return err
+	}
+	return n.Publish(id, ports)
 }
 
 // Connect is Join for one endpoint of a container that is running, and says
@@ -136,7 +141,18 @@ func (n *Network) joinLocked(b *box, endpoints ...*proto.Endpoint) error {
 	if err := b.route(h); err != nil {
 		return undo(err) // their addresses are others' now
 	}
-	return nil
+	return n.reach(b)
+}
+
+// reach adjusts where a container's published ports lead to, after a change of
+// its endpoints.
+func (n *Network) reach(b *box) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(b.published) == 0 {
+		return nil
+	}
+	return n.firewallLocked("")
 }
 
 // loopback is the index of a namespace's first interface.
@@ -280,7 +296,7 @@ func (n *Network) Disconnect(id, network string) error {
 	if b.routed == e {
 		b.routed = nil
 	}
-	return b.route(h)
+	return errors.Join(b.route(h), n.reach(b))
 }
 
 // Addresses of a container in a network.
@@ -305,12 +321,15 @@ func (n *Network) Leave(id string) error {
 	for _, e := range b.ends {
 		delete(e.net.ends, id)
 	}
+	var err error
+	if len(b.published) > 0 {
+		err = n.firewallLocked("")
+	}
 	n.mu.Unlock()
 	b.change.Lock()
 	defer b.change.Unlock()
-	var err error
 	if b.server != nil {
-		err = b.server.Close()
+		err = errors.Join(err, b.server.Close())
 	}
 	err = errors.Join(err, b.ns.Close())
 	b.ns = nil

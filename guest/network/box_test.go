@@ -1,6 +1,7 @@
 package network
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"syscall"
@@ -81,6 +82,21 @@ func testConnect(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := n.nets["a"].ends["one"]
+	// Published ports lead to it, while it is in a network that they can.
+	n.replace = func(*policy) error { return nil }
+	if err := n.Allow(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Publish("one", []*proto.Published{{Proto: "tcp", HostPort: 8080, ContainerPort: 80}}); err != nil {
+		t.Fatal(err)
+	}
+	leads := func() string { return fmt.Sprint(n.table.gateways, n.table.ports) }
+	if got, want := leads(), "[10.0.0.1] map[{tcp 8080}:10.0.0.2:80]"; got != want {
+		t.Errorf("published: %s, want %s", got, want)
+	}
+	if err := n.Publish("two", nil); err == nil {
+		t.Error("ports of a container that isn't there are published")
+	}
 	index := e.veth
 	e.veth = loopback // which can't be deleted
 	for range 2 {
@@ -91,5 +107,24 @@ func testConnect(t *testing.T) {
 	e.veth = index
 	if err := n.Disconnect("one", "a"); err != nil || veths() != 0 || len(n.Addresses("one", "a")) != 0 {
 		t.Errorf("disconnect: %v, %d interfaces", err, veths())
+	}
+	if got, want := leads(), "[] map[]"; got != want {
+		t.Errorf("published after the disconnect: %s, want %s", got, want)
+	}
+	inner := endpoint("b", "10.0.0.3/24")
+	inner.Network.Internal = true
+	for e, want := range map[*proto.Endpoint]string{
+		inner:                        "[] map[]",
+		endpoint("a", "10.0.0.2/24"): "[10.0.0.1] map[{tcp 8080}:10.0.0.2:80]",
+	} {
+		if _, err := n.Connect("one", pid, e, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := leads(); got != want {
+			t.Errorf("published after the next connect: %s, want %s", got, want)
+		}
+		if err := n.Disconnect("one", e.Network.Id); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

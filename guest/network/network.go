@@ -21,6 +21,8 @@ import (
 	"hash/fnv"
 	"maps"
 	"net"
+	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -37,6 +39,8 @@ type Network struct {
 	mtu     int
 	uplink  string   // interface to the outside, or ""
 	servers []string // the uplink's name servers, as HOST:PORT
+	// replace makes the nftables table that is wanted.
+	replace func(*policy) error
 
 	veths atomic.Uint64 // names given so far
 	turns atomic.Uint32 // of those who share a name
@@ -44,6 +48,7 @@ type Network struct {
 	mu    sync.Mutex
 	nets  map[string]*bridged // by ID
 	boxes map[string]*box     // by container
+	table *policy             // in force; nil before the first
 }
 
 // bridged is a network whose bridge is up.
@@ -56,7 +61,7 @@ type bridged struct {
 // New brings the uplink up and returns the network. Without an uplink,
 // containers reach each other only.
 func New(u *proto.Uplink) (*Network, error) {
-	n := &Network{nets: map[string]*bridged{}, boxes: map[string]*box{}}
+	n := &Network{replace: replaceTable, nets: map[string]*bridged{}, boxes: map[string]*box{}}
 	if u == nil {
 		return n, nil
 	}
@@ -85,23 +90,43 @@ func (n *Network) Allow() error {
 	return n.firewallLocked("")
 }
 
-// firewallLocked replaces the firewall by what the networks want, and one more
-// internal bridge.
+// firewallLocked replaces the firewall by what the networks and containers want,
+// and one more internal bridge, unless it is so already.
 func (n *Network) firewallLocked(internal string) error {
-	var closed []string
-	for _, b := range n.nets {
-		if b.spec.Internal {
-			closed = append(closed, b.spec.Bridge)
-		}
+	want := n.policyLocked(internal)
+	if n.table != nil && reflect.DeepEqual(want, n.table) {
+		return nil
 	}
-	if internal != "" {
-		closed = append(closed, internal)
-	}
-	slices.Sort(closed)
-	if err := replaceTable(n.uplink, closed); err != nil {
+	if err := n.replace(want); err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
+	n.table = want
 	return nil
+}
+
+// adjustLocked adjusts the firewall, once it's up.
+func (n *Network) adjustLocked() error {
+	if n.table == nil {
+		return nil
+	}
+	return n.firewallLocked("")
+}
+
+func (n *Network) policyLocked(internal string) *policy {
+	p := &policy{uplink: n.uplink, ports: n.publishedLocked()}
+	if internal != "" {
+		p.internal = append(p.internal, internal)
+	}
+	for _, b := range n.nets {
+		if b.spec.Internal {
+			p.internal = append(p.internal, b.spec.Bridge)
+		} else if len(p.ports) > 0 {
+			p.gateways = append(p.gateways, b.gateways4()...)
+		}
+	}
+	slices.Sort(p.internal)
+	slices.SortFunc(p.gateways, netip.Addr.Compare)
+	return p
 }
 
 // uplinkUp sets up the guest's network card and returns its name.
@@ -163,9 +188,29 @@ func (n *Network) bridgeLocked(spec *proto.Network) (*bridged, error) {
 			return nil, errors.Join(fmt.Errorf("bridge %s: %w", spec.Bridge, err), netlink.LinkDel(link))
 		}
 	}
+	if !spec.Internal {
+		if err := routeLoopback(spec.Bridge); err != nil {
+			return nil, errors.Join(fmt.Errorf("bridge %s: %w", spec.Bridge, err), netlink.LinkDel(link))
+		}
+	}
 	b := &bridged{spec: spec, index: link.Attrs().Index, ends: map[string]*endpoint{}}
 	n.nets[spec.Id] = b
+	if err := n.adjustLocked(); err != nil { // its gateway has the published ports, too
+		delete(n.nets, spec.Id)
+		return nil, errors.Join(err, netlink.LinkDel(link))
+	}
 	return b, nil
+}
+
+// gateways4 are the bridge's IPv4 addresses.
+func (b *bridged) gateways4() []netip.Addr {
+	var list []netip.Addr
+	for _, cidr := range b.spec.Gateways {
+		if p, err := netip.ParsePrefix(cidr); err == nil && p.Addr().Is4() {
+			list = append(list, p.Addr())
+		}
+	}
+	return list
 }
 
 func (n *Network) mtuOf(spec *proto.Network) int {
@@ -191,10 +236,7 @@ func (n *Network) Remove(id string) error {
 		return fmt.Errorf("delete bridge %s: %w", b.spec.Bridge, err)
 	}
 	delete(n.nets, id)
-	if b.spec.Internal {
-		return n.firewallLocked("")
-	}
-	return nil
+	return n.adjustLocked()
 }
 
 // makeBridge makes a bridge or returns the one that exists.

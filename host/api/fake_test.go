@@ -141,6 +141,11 @@ func (g *fakeGuest) Disconnect(_ context.Context, req *proto.DisconnectRequest) 
 	return &proto.Empty{}, nil
 }
 
+func (g *fakeGuest) Publish(_ context.Context, req *proto.PublishRequest) (*proto.Empty, error) {
+	g.heard("publish %d", len(req.Published))
+	return &proto.Empty{}, nil
+}
+
 func (g *fakeGuest) RemoveNetwork(_ context.Context, req *proto.NetworkRequest) (*proto.Empty, error) {
 	g.heard("remove %s", g.networkName(req.Id))
 	return &proto.Empty{}, nil

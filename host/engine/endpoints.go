@@ -321,13 +321,9 @@ func (e *Engine) detach(ep *endpoint) {
 	}
 }
 
-// leave gives all of a run's places back.
+// leave gives all of a run's places back; r.left is set, so that none is added.
 func (e *Engine) leave(r *run) {
-	r.netMu.Lock()
-	r.left = true
-	ends := slices.Clone(r.ends)
-	r.netMu.Unlock()
-	for _, ep := range ends {
+	for _, ep := range r.endpoints() {
 		e.detach(ep)
 	}
 }
@@ -473,6 +469,7 @@ func (e *Engine) plug(ctx context.Context, rec *record, r *run, a attachment) er
 	for i := 0; ifname == "" || slices.Contains(taken, ifname); i++ {
 		ifname = fmt.Sprintf("eth%d", i)
 	}
+	reached := r.gateway() != nil
 	ep, err := e.attach(rec, &a, ifname)
 	if err != nil {
 		return err
@@ -498,6 +495,24 @@ func (e *Engine) plug(ctx context.Context, rec *record, r *run, a attachment) er
 		return nil
 	}
 	e.emitNetwork(&ep.net.networkRecord, events.ActionConnect, map[string]string{"container": rec.ID})
+	if !reached && r.gateway() != nil {
+		if err := e.publishAgain(ctx, rec, r); err != nil {
+			return errors.Join(err, e.unplug(ctx, rec, r, ep.net, true))
+		}
+	}
+	return nil
+}
+
+// publishAgain publishes the ports of a container that can be reached only now.
+func (e *Engine) publishAgain(ctx context.Context, rec *record, r *run) error {
+	if err := e.publishPorts(rec, r); err != nil {
+		return err
+	}
+	if ports := r.everywhere(); len(ports) > 0 {
+		if _, err := r.guest.Publish(ctx, &proto.PublishRequest{Container: rec.ID, Published: ports}); err != nil {
+			return fmt.Errorf("publish ports of container %s: %s", rec.Name, message(err))
+		}
+	}
 	return nil
 }
 
@@ -547,6 +562,15 @@ func (e *Engine) unplug(ctx context.Context, rec *record, r *run, n *networkStat
 		r.netMu.Lock()
 		r.ends = slices.DeleteFunc(r.ends, func(o *endpoint) bool { return o == ep })
 		r.netMu.Unlock()
+		if r.gateway() == nil {
+			told := len(r.everywhere()) > 0
+			r.closePorts()
+			if told {
+				if _, err := r.guest.Publish(ctx, &proto.PublishRequest{Container: rec.ID}); err != nil {
+					e.log.Warn("the guest holds on to published ports", "container", rec.ID, "error", message(err))
+				}
+			}
+		}
 		e.emitNetwork(&n.networkRecord, events.ActionDisconnect, map[string]string{"container": rec.ID})
 	}
 	return nil

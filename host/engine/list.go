@@ -36,7 +36,7 @@ func (c *ctr) view() view {
 	defer c.mu.Unlock()
 	v := view{rec: c.rec}
 	if c.run != nil {
-		v.ends, v.bound = c.run.endpoints(), c.run.bound
+		v.ends, v.bound = c.run.endpoints(), c.run.portMap()
 	}
 	return v
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +14,7 @@ import (
 	apinet "github.com/moby/moby/api/types/network"
 
 	"sampan/host/network"
+	"sampan/proto"
 )
 
 // networkError is why a container got no network; Docker words it so.
@@ -22,19 +25,30 @@ func (e *networkError) Error() string {
 }
 func (e *networkError) Unwrap() error { return e.err }
 
-// publishPorts publishes a run's ports.
-func (e *Engine) publishPorts(rec *record, r *run) error {
-	r.bound = apinet.PortMap{}
+// publishPorts publishes a run's ports, all or none.
+func (e *Engine) publishPorts(rec *record, r *run) (err error) {
 	proxy, err := proxied(rec.Config.Labels)
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			r.closePorts()
+		}
+	}()
+	r.netMu.Lock()
+	r.bound = apinet.PortMap{}
+	r.netMu.Unlock()
 	for _, port := range sortedPorts(rec.Config.ExposedPorts) {
 		bindings := rec.HostConfig.PortBindings[port]
 		if len(bindings) == 0 && rec.HostConfig.PublishAllPorts && port.Proto() != apinet.SCTP {
 			bindings = []apinet.PortBinding{{}}
 		}
-		r.bound[port] = nil // exposed, but not published
+		r.netMu.Lock()
+		if !r.left {
+			r.bound[port] = nil // exposed, but not published
+		}
+		r.netMu.Unlock()
 		for _, b := range bindings {
 			if err := e.publish(rec, r, port, b, proxy[port]); err != nil {
 				return &networkError{fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w", rec.Name, rec.ID, err)}
@@ -92,11 +106,53 @@ func (e *Engine) publish(rec *record, r *run, port apinet.Port, b apinet.PortBin
 	if err != nil {
 		return err
 	}
+	if !r.addPort(port, p, proxy) {
+		p.Close()
+	}
+	return nil
+}
+
+// addPort notes a port that is published, unless the run has ended meanwhile.
+func (r *run) addPort(port apinet.Port, p *network.Port, proxy bool) bool {
+	r.netMu.Lock()
+	defer r.netMu.Unlock()
+	if r.left {
+		return false
+	}
 	r.ports = append(r.ports, p)
 	for _, a := range p.Addrs() {
 		r.bound[port] = append(r.bound[port], apinet.PortBinding{HostIP: a.Addr(), HostPort: strconv.Itoa(int(a.Port()))})
+		// In the guest nobody makes the header of the PROXY protocol.
+		if a.Addr() == netip.IPv4Unspecified() && !proxy {
+			r.published = append(r.published, &proto.Published{
+				Proto: string(port.Proto()), HostPort: uint32(a.Port()), ContainerPort: uint32(port.Num()),
+			})
+		}
 	}
-	return nil
+	return true
+}
+
+// portMap is what is published of a run at present.
+func (r *run) portMap() apinet.PortMap {
+	r.netMu.Lock()
+	defer r.netMu.Unlock()
+	return maps.Clone(r.bound)
+}
+
+// everywhere are the ports that are published on every address.
+func (r *run) everywhere() []*proto.Published {
+	r.netMu.Lock()
+	defer r.netMu.Unlock()
+	return slices.Clone(r.published)
+}
+
+// closePorts ends what is published, with its connections.
+func (r *run) closePorts() {
+	r.netMu.Lock()
+	ports := r.ports
+	r.ports, r.bound, r.published = nil, nil, nil
+	r.netMu.Unlock()
+	closeAll(ports)
 }
 
 // describe names the owner of a port.

@@ -28,8 +28,6 @@ type run struct {
 	streams *streams
 	hub     *hub
 	exports []Export
-	ports   []*network.Port
-	bound   apinet.PortMap
 	started time.Time
 	ended   chan struct{} // closed when the container's state says so
 	// unmirror is called at the end of a run in the host's network; else nil.
@@ -42,7 +40,11 @@ type run struct {
 
 	netMu sync.Mutex
 	ends  []*endpoint // in the order of the interfaces
-	left  bool        // they were given back
+	left  bool        // they are given back
+	// What is published, while an endpoint of the ends can be reached.
+	ports     []*network.Port
+	bound     apinet.PortMap
+	published []*proto.Published // of these, those on every address
 }
 
 // Start starts a container, booting the machine if need be.
@@ -249,6 +251,7 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 		if err := e.publishPorts(rec, r); err != nil {
 			return nil, err
 		}
+		req.Published = r.everywhere()
 	}
 	req.Files, err = e.netFiles(owner, ends)
 	return req, err
@@ -256,9 +259,10 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 
 // free gives back what a run holds on the host. r.hub is not closed.
 func (e *Engine) free(r *run) {
-	for _, p := range r.ports {
-		p.Close()
-	}
+	r.netMu.Lock()
+	r.left = true // from here on nothing is added
+	r.netMu.Unlock()
+	r.closePorts()
 	if r.unmirror != nil {
 		r.unmirror()
 	}

@@ -80,6 +80,13 @@ func (p peer) dial(t testing.TB, port string) *net.TCPConn {
 }
 
 func (p peer) datagrams(t *testing.T) {
+	_, port, _ := strings.Cut(p.at["7000/udp"], ":")
+	gateway := strings.TrimSpace(p.h.sampan(t, "inspect", "-f", "{{.NetworkSettings.Networks.bridge.Gateway}}", "peer"))
+	for _, at := range []string{gateway, "host.docker.internal"} {
+		if got := p.h.sampan(t, "exec", "peer", "/peer", "ask", at+":"+port); got != "hello\n" {
+			t.Errorf("from a container, at %s: %q", at, got)
+		}
+	}
 	for i := range 3 { // three clients
 		c, err := net.Dial("udp", p.at["7000/udp"])
 		if err != nil {

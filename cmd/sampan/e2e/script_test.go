@@ -38,6 +38,7 @@ func TestScripts(t *testing.T) {
 					}
 				}
 				e.Setenv("PORT", strconv.Itoa(freePort(t)))
+				e.Setenv("PORT2", strconv.Itoa(freePort(t)))
 				e.Setenv("BUSYBOX", files.busybox)
 				e.Setenv("REGISTRY", registry)
 				return nil

@@ -10,7 +10,8 @@
 //
 // "peer dns" is a name server beside it: every name's address is 192.0.2.7, and
 // there is more TXT than a datagram holds. "peer txt NAME" asks for that. "peer
-// udp PORT" only echoes datagrams.
+// udp PORT" only echoes datagrams, "peer ask ADDRESS" sends one and prints what
+// comes back.
 package main
 
 import (
@@ -25,6 +26,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -36,6 +38,9 @@ func main() {
 		return
 	case len(os.Args) == 3 && os.Args[1] == "udp":
 		datagrams(":" + os.Args[2])
+	case len(os.Args) == 3 && os.Args[1] == "ask":
+		ask(os.Args[2])
+		return
 	}
 	for port, serve := range map[int]func(*net.TCPConn){
 		7000: echo, 7001: source, 7002: sink, 7003: reset, 7004: end, 7005: head,
@@ -48,6 +53,24 @@ func main() {
 		go accept(ln, serve)
 	}
 	datagrams(":7000")
+}
+
+func ask(at string) {
+	c, err := net.Dial("udp", at)
+	if err == nil {
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		_, err = io.WriteString(c, "hello")
+	}
+	b := make([]byte, 16)
+	n := 0
+	if err == nil {
+		n, err = c.Read(b)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(string(b[:n]))
 }
 
 // datagrams echoes them until the program ends.
