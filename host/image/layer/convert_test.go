@@ -259,6 +259,8 @@ func TestEntries(t *testing.T) {
 		{name: "parent is an absolute link", entries: []entry{link(tar.TypeSymlink, "lib", "/usr/lib"), file("lib/f", "1")}, want: "lib ->/usr/lib; usr dir; usr/lib dir; usr/lib/f 1"},
 		{name: "parent link reaches out", entries: []entry{link(tar.TypeSymlink, "d/up", "../../../etc"), file("d/up/passwd", "1")}, want: "d dir; d/up ->../../../etc; etc dir; etc/passwd 1"},
 		{name: "parent links turn in circles", entries: []entry{link(tar.TypeSymlink, "a", "b"), link(tar.TypeSymlink, "b", "a"), file("a/f", "")}, err: "too many levels"},
+		{name: "whiteouts below a file", entries: []entry{file("a", "1"), file("a/.wh.b", ""), file("a/.wh..wh..opq", "")}, want: "a 1"},
+		{name: "file after whiteouts below it", entries: []entry{file("a/.wh.b", ""), file("a", "1")}, want: "a 1"},
 		{name: "parent is a file", entries: []entry{file("a", ""), file("a/b", "")}, err: "not a directory"},
 
 		{name: "up and down", entries: []entry{file("a/../b", "1")}, want: "b 1"},

@@ -68,7 +68,7 @@ func listDir(t *testing.T, root string) listing {
 			return err
 		}
 		rel, _ := filepath.Rel(root, p)
-		n := node{Mode: st.Mode, UID: int(st.Uid), GID: int(st.Gid), Rdev: uint64(st.Rdev), Nlink: int(st.Nlink),
+		n := node{Mode: uint32(st.Mode), UID: int(st.Uid), GID: int(st.Gid), Rdev: uint64(st.Rdev), Nlink: int(st.Nlink),
 			Mtime: time.Unix(st.Mtim.Unix()), ID: int64(st.Ino), Xattrs: xattrsOf(t, p)}
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFREG:

@@ -52,6 +52,9 @@ func (t *tree) add(hdr *tar.Header, r io.Reader) error {
 		}
 	}
 	dir, err := t.dir(path[:len(path)-1])
+	if errors.Is(err, errNoDirectory) && strings.HasPrefix(base, whiteoutPrefix) {
+		return nil // umoci hides what a folder had, and then the folder by a file
+	}
 	if err != nil {
 		return err
 	}
@@ -210,6 +213,8 @@ func opaque(dir *erofs.Inode) {
 	dir.SetAttr(a)
 }
 
+var errNoDirectory = errors.New("is not a directory")
+
 // dir finds a directory, following the layer's symbolic links, and makes what
 // is missing.
 func (t *tree) dir(path []string) (*erofs.Inode, error) {
@@ -243,7 +248,7 @@ func (t *tree) dir(path []string) (*erofs.Inode, error) {
 			}
 			path = append(strings.Split(child.Target, "/"), path...)
 		default:
-			return nil, fmt.Errorf("parent %q is not a directory", name)
+			return nil, fmt.Errorf("parent %q %w", name, errNoDirectory)
 		}
 	}
 	return dir, nil
