@@ -29,6 +29,8 @@ type imagesConfig struct {
 	MaxLayer size `toml:"max-layer"`
 	// MaxFiles bounds the files of one layer.
 	MaxFiles int `toml:"max-files"`
+	// KeepCompressed keeps those compressed layers that can't be made again.
+	KeepCompressed bool `toml:"keep-compressed"`
 }
 
 type registryConfig struct {
@@ -95,7 +97,7 @@ func readConfig(path string) (config, error) {
 		Memory: 2 << 30,
 		Disk:   64 << 30,
 		Idle:   duration(5 * time.Minute),
-	}, Network: networkConfig{Mirror: true}}
+	}, Network: networkConfig{Mirror: true}, Images: imagesConfig{KeepCompressed: true}}
 	meta, err := toml.DecodeFile(path, &c)
 	if errors.Is(err, os.ErrNotExist) {
 		return c, nil

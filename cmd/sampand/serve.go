@@ -102,6 +102,7 @@ func assemble(h *home, log *slog.Logger) (*parts, error) {
 		return nil, err
 	}
 	p.images.SetLimits(image.Limits{LayerSize: int64(cfg.Images.MaxLayer), LayerEntries: cfg.Images.MaxFiles})
+	p.images.KeepCompressed(cfg.Images.KeepCompressed)
 	p.images.SetRegistries(cfg.registries(h.dir))
 	layers, closer, err := share.ReadOnlyDir(p.images.LayersDir())
 	if err != nil {

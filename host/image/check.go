@@ -3,6 +3,8 @@ package image
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -60,7 +62,7 @@ func (s *Store) checkLayer(ctx context.Context, diffID string, r *Report) error 
 		return err
 	}
 	defer leave()
-	m, err := s.make(ctx, func(context.Context) (io.ReadCloser, error) { return s.layerTar(diffID) })
+	m, err := s.make(ctx, func(context.Context) (io.ReadCloser, error) { return s.layerTar(diffID) }, nil)
 	if err == nil && m.diffID != diffID {
 		m.close()
 		err = fmt.Errorf("its tar has the digest %s", m.diffID)
@@ -88,11 +90,18 @@ func (s *Store) checkLayer(ctx context.Context, diffID string, r *Report) error 
 		})
 	}
 	defer m.close()
+	bad, err := s.checkKept(ctx, diffID)
+	for _, digest := range bad {
+		r.Lost = append(r.Lost, fmt.Sprintf("layer %s: its compressed form %s; a push makes another one", short(diffID), short(digest)))
+	}
+	if err != nil {
+		return fmt.Errorf("check layer %s: %w", short(diffID), err)
+	}
 	same, err := equalFiles(m.image.Name(), s.layerPath(diffID))
 	if err != nil || same {
 		return err
 	}
-	if err := s.keepBlobs(m, rec); err != nil {
+	if err := s.keep(m); err != nil {
 		return err
 	}
 	r.Repaired = append(r.Repaired, fmt.Sprintf("layer %s: its image was made again", short(diffID)))
@@ -115,17 +124,22 @@ func (s *Store) damaged(ctx context.Context, diffID string) (bool, error) {
 	return err != nil, ctx.Err()
 }
 
-// keepBlobs replaces a layer that is in the store.
-func (s *Store) keepBlobs(m *made, old layerRecord) error {
-	if err := s.keep(m); err != nil {
-		return err
+// hasDigest reports whether a file has the contents that it should; one that
+// isn't there has not.
+func hasDigest(ctx context.Context, path, digest string) (bool, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
 	}
-	return s.update(func(ix *index) error {
-		for _, b := range old.Blobs {
-			ix.know(m.diffID, b)
-		}
-		return nil
-	})
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, withContext{ctx, f}); err != nil {
+		return false, err
+	}
+	return "sha256:"+hex.EncodeToString(sum.Sum(nil)) == digest, nil
 }
 
 func equalFiles(a, b string) (bool, error) {

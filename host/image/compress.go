@@ -9,10 +9,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/pgzip"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -27,29 +30,57 @@ const (
 var errOther = errors.New("the compressed layer can't be made again")
 
 // compressor makes a compressed form of a layer: always the same bytes.
-type compressor func(w io.Writer) (io.WriteCloser, error)
+type compressor struct {
+	name string // in the index: it stays what it is
+	make func(w io.Writer) (io.WriteCloser, error)
+}
 
 // dockerGzip is what Docker compresses with, and so do we.
-func dockerGzip(w io.Writer) (io.WriteCloser, error) { return stdgzip.NewWriter(w), nil }
+func dockerGzip() compressor { return gzips()[0] }
 
-// compressors that may have made a blob, likely ones first: Docker, BuildKit
-// and others written in Go use these, at various levels.
-func compressors(mediaType string) []compressor {
-	var list []compressor
-	if strings.HasSuffix(mediaType, "zstd") {
-		for _, level := range []zstd.EncoderLevel{zstd.SpeedDefault, zstd.SpeedFastest, zstd.SpeedBetterCompression, zstd.SpeedBestCompression} {
-			list = append(list, func(w io.Writer) (io.WriteCloser, error) {
-				return zstd.NewWriter(w, zstd.WithEncoderLevel(level))
-			})
-		}
-		return list
-	}
-	for _, level := range []int{stdgzip.DefaultCompression, stdgzip.BestSpeed, stdgzip.BestCompression} {
-		list = append(list,
-			func(w io.Writer) (io.WriteCloser, error) { return stdgzip.NewWriterLevel(w, level) },
-			func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriterLevel(w, level) })
+// zstds and gzips are the compressors that may have made a blob, likely ones
+// first: Docker, BuildKit and others written in Go use these, at various levels.
+func zstds() (list []compressor) {
+	for _, level := range []zstd.EncoderLevel{zstd.SpeedDefault, zstd.SpeedFastest, zstd.SpeedBetterCompression, zstd.SpeedBestCompression} {
+		list = append(list, compressor{"zstd " + level.String(), func(w io.Writer) (io.WriteCloser, error) {
+			return zstd.NewWriter(w, zstd.WithEncoderLevel(level))
+		}})
 	}
 	return list
+}
+
+func gzips() (list []compressor) {
+	for _, level := range []int{stdgzip.DefaultCompression, stdgzip.BestSpeed, stdgzip.BestCompression} {
+		list = append(list,
+			compressor{fmt.Sprint("gzip ", level), func(w io.Writer) (io.WriteCloser, error) { return stdgzip.NewWriterLevel(w, level) }},
+			compressor{fmt.Sprint("kgzip ", level), func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriterLevel(w, level) }})
+	}
+	// Buildah, Podman and Skopeo compress pieces of 1 MiB, umoci of 256 KiB.
+	for _, piece := range []int{1 << 20, 256 << 10} {
+		list = append(list, compressor{fmt.Sprint("pgzip ", piece), func(w io.Writer) (io.WriteCloser, error) {
+			z := pgzip.NewWriter(w)
+			return z, z.SetConcurrency(piece, runtime.GOMAXPROCS(0))
+		}})
+	}
+	return list
+}
+
+func compressors(mediaType string) []compressor {
+	if strings.HasSuffix(mediaType, "zstd") {
+		return zstds()
+	}
+	return gzips()
+}
+
+// compressorsOf are those that may have made what begins so.
+func compressorsOf(head []byte) []compressor {
+	switch {
+	case isGzip(head):
+		return gzips()
+	case isZstd(head):
+		return zstds()
+	}
+	return nil
 }
 
 // uncompressed reports whether a media type is that of a plain tar.
@@ -79,7 +110,7 @@ func (s *Store) compress(ctx context.Context, diffID string, c compressor, media
 	b := &blobFile{path: f.Name(), blob: blobRecord{MediaType: mediaType}}
 	sum, head := sha256.New(), &headWriter{}
 	n := &countWriter{}
-	z, err := c(io.MultiWriter(f, sum, head, n))
+	z, err := c.make(io.MultiWriter(f, sum, head, n))
 	if err == nil {
 		_, err = io.Copy(z, withContext{ctx, r})
 		err = errors.Join(err, z.Close())
@@ -97,6 +128,11 @@ func (s *Store) reproduce(ctx context.Context, diffID string, want blobRecord) (
 	list := compressors(want.MediaType)
 	if want.Head == "" {
 		list = list[:1] // a guess may cost as much as the whole layer
+	}
+	for _, c := range slices.Concat(gzips(), zstds()) {
+		if c.name == want.By {
+			list = append([]compressor{c}, slices.DeleteFunc(list, func(c compressor) bool { return c.name == want.By })...)
+		}
 	}
 	for _, c := range list {
 		if want.Head != "" {
@@ -128,7 +164,7 @@ func (s *Store) startsLike(ctx context.Context, diffID string, c compressor, hea
 	}
 	defer r.Close()
 	w := &headWriter{stop: true}
-	z, err := c(w)
+	z, err := c.make(w)
 	if err != nil {
 		return false, err
 	}

@@ -43,7 +43,7 @@ type layerRecord struct {
 	Blobs []blobRecord `json:"blobs,omitempty"`
 }
 
-// blobRecord is a compressed form of a layer. Its bytes are not kept.
+// blobRecord is a compressed form of a layer.
 type blobRecord struct {
 	Digest    string `json:"digest"`
 	Size      int64  `json:"size"`
@@ -51,6 +51,11 @@ type blobRecord struct {
 	// Head is the digest of the first headSize bytes, by which the
 	// compressor is recognised. Optional.
 	Head string `json:"head,omitempty"`
+	// By names the compressor that gives the beginning. Optional.
+	By string `json:"by,omitempty"`
+	// Kept says that its bytes are among the blobs, for no compressor of ours
+	// gives them.
+	Kept bool `json:"kept,omitempty"`
 }
 
 const (
@@ -70,12 +75,39 @@ func (ix *index) know(diffID string, b blobRecord) {
 		if b.Head == "" {
 			return
 		}
+		if blobs[i].Kept {
+			b.Kept = true
+		}
+		if b.By == "" {
+			b.By = blobs[i].By
+		}
 		blobs[i] = b
 	} else {
 		blobs = append(blobs, b)
-		blobs = blobs[max(0, len(blobs)-maxBlobs):]
+		for i := 0; i < len(blobs) && len(blobs) > maxBlobs; {
+			if blobs[i].Kept {
+				i++
+				continue
+			}
+			blobs = slices.Delete(blobs, i, i+1)
+		}
 	}
 	rec.Blobs = blobs
+	ix.Layers[diffID] = rec
+}
+
+// unkeep forgets that compressed forms of a layer are kept.
+func (ix *index) unkeep(diffID string, digests ...string) {
+	rec, ok := ix.Layers[diffID]
+	if !ok {
+		return
+	}
+	rec.Blobs = slices.Clone(rec.Blobs)
+	for i := range rec.Blobs {
+		if slices.Contains(digests, rec.Blobs[i].Digest) {
+			rec.Blobs[i].Kept = false
+		}
+	}
 	ix.Layers[diffID] = rec
 }
 
@@ -101,9 +133,17 @@ func (ix *index) usesLayer(diffID string) bool {
 	return false
 }
 
-// blobs are the digests of all blobs that images need.
+// blobs are the digests of all blobs that images need, and of the compressed
+// layers that are kept.
 func (ix *index) blobs() map[string]bool {
 	m := map[string]bool{}
+	for _, rec := range ix.Layers {
+		for _, b := range rec.Blobs {
+			if b.Kept {
+				m[b.Digest] = true
+			}
+		}
+	}
 	for id, rec := range ix.Images {
 		m[id] = true
 		if rec.Manifest != "" {

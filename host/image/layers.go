@@ -38,18 +38,13 @@ func (s *Store) ensureLayer(ctx context.Context, diffID string, src source, blob
 		return err
 	}
 	defer leave()
-	m, err := s.make(ctx, src)
+	m, err := s.make(ctx, src, blob)
 	if err != nil {
 		return err
 	}
 	defer m.close()
 	if m.diffID != diffID {
 		return fmt.Errorf("layer has the uncompressed digest %s, not %s as the image says", m.diffID, diffID)
-	}
-	if blob != nil {
-		b := *blob
-		b.Head = m.head
-		m.blob = &b
 	}
 	return s.keep(m)
 }
@@ -62,7 +57,7 @@ func (s *Store) addLayer(ctx context.Context, src source) (diffID string, releas
 		return "", nil, err
 	}
 	defer leave()
-	m, err := s.make(ctx, src)
+	m, err := s.make(ctx, src, nil)
 	if err != nil {
 		return "", nil, err
 	}
@@ -97,8 +92,8 @@ func (s *Store) enter(ctx context.Context) (leave func(), err error) {
 type made struct {
 	image, recipe *os.File
 	diffID        string
-	head          string      // see blobRecord
 	blob          *blobRecord // optional
+	kept          *keeping    // of blob; optional
 	info          layer.Info
 }
 
@@ -110,12 +105,20 @@ func (m *made) close() {
 			os.Remove(f.Name()) // after keep: nothing
 		}
 	}
+	m.kept.drop()
 }
 
-// make converts a stream into temporary files.
-func (s *Store) make(ctx context.Context, src source) (*made, error) {
+// make converts a stream, which is that compressed form if one is given, into
+// temporary files.
+func (s *Store) make(ctx context.Context, src source, blob *blobRecord) (*made, error) {
 	m := &made{}
 	err := func() (err error) {
+		if blob != nil {
+			m.blob = new(*blob)
+		}
+		if m.kept, err = s.keeping(blob); err != nil {
+			return err
+		}
 		if m.image, err = os.CreateTemp(s.tmp(), "layer-"); err != nil {
 			return err
 		}
@@ -142,6 +145,8 @@ func (s *Store) make(ctx context.Context, src source) (*made, error) {
 
 // keep moves a layer into the store. The recipe goes first: it is of no use
 // without the index, and an old image none without its own.
+//
+// What is known of the layer's compressed forms stays known.
 func (s *Store) keep(m *made) error {
 	return s.update(func(ix *index) error {
 		if err := os.Rename(m.recipe.Name(), s.recipePath(m.diffID)); err != nil {
@@ -153,9 +158,17 @@ func (s *Store) keep(m *made) error {
 		if err := os.Rename(m.image.Name(), s.layerPath(m.diffID)); err != nil {
 			return err
 		}
-		ix.Layers[m.diffID] = layerRecord{Size: m.info.Size, Tar: m.info.Tar}
+		ix.Layers[m.diffID] = layerRecord{Size: m.info.Size, Tar: m.info.Tar, Blobs: ix.Layers[m.diffID].Blobs}
 		if m.blob != nil {
 			ix.know(m.diffID, *m.blob)
+		}
+		if m.blob != nil && m.blob.Kept {
+			if err := os.Rename(m.kept.file.Name(), s.blobPath(m.blob.Digest)); err != nil {
+				return err
+			}
+			if err := syncDir(s.path("blobs")); err != nil {
+				return err
+			}
 		}
 		return syncDir(s.LayersDir())
 	})
@@ -173,7 +186,7 @@ func (s *Store) convert(ctx context.Context, m *made, src source) error {
 	}
 	// A Read under way returns when ctx is done.
 	defer context.AfterFunc(ctx, func() { rc.Close() })()
-	head := &header{r: withContext{ctx, rc}}
+	head := &header{r: withContext{ctx, rc}, kept: m.kept}
 	received := newAhead(head)
 	defer received.Close()
 	defer rc.Close()
@@ -195,7 +208,11 @@ func (s *Store) convert(ctx context.Context, m *made, src source) error {
 	digest := sha256.New()
 	o := layer.Options{MaxSize: s.limits.LayerSize, MaxEntries: s.limits.LayerEntries, Recipe: m.recipe}
 	o.UUID = func() (id [16]byte) { copy(id[:], digest.Sum(nil)); return id }
-	if m.info, err = layer.Convert(io.TeeReader(ready, digest), m.image, o); err != nil {
+	tar := io.Writer(digest)
+	if m.kept != nil {
+		tar = io.MultiWriter(digest, m.kept)
+	}
+	if m.info, err = layer.Convert(io.TeeReader(ready, tar), m.image, o); err != nil {
 		// Damage on the way shows up as nonsense first; a wrong digest says
 		// what it is.
 		if ctx.Err() == nil && !errors.Is(err, layer.ErrTooBig) {
@@ -211,19 +228,31 @@ func (s *Store) convert(ctx context.Context, m *made, src source) error {
 		return err
 	}
 	m.diffID = "sha256:" + hex.EncodeToString(digest.Sum(nil))
-	m.head = digestOf(head.b) // received has ended: nobody writes it any more
-	return nil
+	if m.blob == nil {
+		return nil
+	}
+	m.blob.Head = digestOf(head.b) // received has ended: nobody writes it any more
+	if m.kept == nil {
+		return nil
+	}
+	err = m.kept.end()
+	m.blob.By, m.blob.Kept = m.kept.by, m.kept.file != nil
+	return err
 }
 
 // header keeps the beginning of a stream.
 type header struct {
-	r io.Reader
-	b []byte
+	r    io.Reader
+	b    []byte
+	kept *keeping // optional
 }
 
 func (h *header) Read(p []byte) (int, error) {
 	n, err := h.r.Read(p)
 	h.b = append(h.b, p[:min(n, headSize-len(h.b))]...)
+	if h.kept != nil {
+		h.kept.received(p[:n])
+	}
 	return n, err
 }
 

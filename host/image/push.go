@@ -47,10 +47,11 @@ type Pushed struct {
 // the name of a repository, all its tags.
 //
 // The registry gets the very bytes that were pulled where that can be: a layer
-// that it has, in this repository or another, isn't sent; others are made again
-// by the compressor that is recognised by how they begin. If all of them are
-// the same, so is the manifest. A layer whose compressor is unknown is sent as
-// Docker would compress it, which is the same whenever it is pushed.
+// that it has, in this repository or another, isn't sent; others were kept, or
+// are made again by the compressor that is recognised by how they begin. If all
+// of them are the same, so is the manifest. A layer whose compressor is unknown
+// and which wasn't kept is sent as Docker would compress it, which is the same
+// whenever it is pushed.
 func (s *Store) Push(ctx context.Context, ref string, o PushOptions, progress func(Progress), pushed func(Pushed)) error {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
@@ -67,6 +68,9 @@ func (s *Store) Push(ctx context.Context, ref string, o PushOptions, progress fu
 		if full == named.String() || reference.IsNameOnly(named) && repository(full) == named.Name() && !strings.Contains(full, "@") {
 			tags = append(tags, full)
 		}
+	}
+	if len(tags) == 0 && slices.ContainsFunc(slices.Collect(maps.Keys(ix.Names)), func(full string) bool { return repository(full) == named.Name() }) {
+		return errorOf(ErrNotFound, "tag does not exist: %s", reference.FamiliarString(named))
 	}
 	if len(tags) == 0 {
 		return errorOf(ErrNotFound, "An image does not exist locally with the tag: %s", reference.FamiliarName(named))
@@ -250,7 +254,7 @@ func (p *pushing) layer(ctx context.Context, diffID string, d ocispec.Descriptor
 		}
 	}
 	for i, b := range forms {
-		if i > 0 && d.Digest != "" {
+		if i > 0 && d.Digest != "" && !b.Kept {
 			if have, err := p.has(b.Digest); err != nil {
 				return b, err
 			} else if !have {
@@ -262,7 +266,7 @@ func (p *pushing) layer(ctx context.Context, diffID string, d ocispec.Descriptor
 			return b, err
 		}
 	}
-	file, err := p.s.compress(ctx, diffID, dockerGzip, gzipType(manifestType))
+	file, err := p.s.compress(ctx, diffID, dockerGzip(), gzipType(manifestType))
 	if err != nil {
 		return blobRecord{}, err
 	}
@@ -307,6 +311,8 @@ func (p *pushing) send(ctx context.Context, diffID string, b blobRecord, file *b
 			r, err = os.Open(made.path)
 		case b.Digest == diffID:
 			r, err = p.s.layerTar(diffID)
+		case b.Kept:
+			r, err = os.Open(p.s.blobPath(b.Digest))
 		default:
 			if made, err = p.s.reproduce(ctx, diffID, b); err == nil {
 				r, err = os.Open(made.path)

@@ -229,6 +229,14 @@ func (s *Store) collectLocked(diffIDs []string) ([]string, error) {
 	if len(gone) == 0 {
 		return nil, nil
 	}
+	var kept []string
+	for _, diffID := range gone {
+		for _, b := range s.ix.Layers[diffID].Blobs {
+			if b.Kept {
+				kept = append(kept, b.Digest)
+			}
+		}
+	}
 	err := s.updateLocked(func(ix *index) error {
 		for _, diffID := range gone {
 			delete(ix.Layers, diffID)
@@ -241,6 +249,9 @@ func (s *Store) collectLocked(diffIDs []string) ([]string, error) {
 	for _, diffID := range gone {
 		s.remove(s.layerPath(diffID))
 		s.remove(s.recipePath(diffID))
+	}
+	for _, digest := range kept {
+		s.remove(s.blobPath(digest))
 	}
 	return gone, nil
 }

@@ -23,8 +23,10 @@ type Store struct {
 	dir    string
 	log    *slog.Logger
 	limits Limits
-	busy   chan struct{} // holds one token per layer that is being converted
-	locks  keyLocks      // by diff ID, while a layer is being made
+	// keepOdd says to keep compressed layers that can't be made again.
+	keepOdd bool
+	busy    chan struct{} // holds one token per layer that is being converted
+	locks   keyLocks      // by diff ID, while a layer is being made
 
 	registries Registries
 	transports transports
@@ -92,7 +94,7 @@ type Progress struct {
 // Open opens the store in dir, which is made if it is missing, and removes
 // what an earlier process has not finished.
 func Open(dir string, log *slog.Logger) (*Store, error) {
-	s := &Store{dir: dir, log: log, limits: DefaultLimits(), busy: make(chan struct{}, parallel), holds: map[string]int{}}
+	s := &Store{dir: dir, log: log, limits: DefaultLimits(), keepOdd: true, busy: make(chan struct{}, parallel), holds: map[string]int{}}
 	if err := os.RemoveAll(s.tmp()); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
@@ -120,6 +122,11 @@ func (s *Store) SetLimits(l Limits) {
 		ArchiveSize: cmp.Or(l.ArchiveSize, s.limits.ArchiveSize), Stall: cmp.Or(l.Stall, s.limits.Stall),
 	}
 }
+
+// KeepCompressed says whether compressed layers are kept that nobody here could
+// make again when they are pushed. It is called before anything else; the
+// default is true.
+func (s *Store) KeepCompressed(keep bool) { s.keepOdd = keep }
 
 // LayersDir is the folder of the EROFS files.
 func (s *Store) LayersDir() string { return s.path("layers") }
@@ -154,12 +161,19 @@ func digestOf(b []byte) string {
 func (s *Store) tidy() error {
 	layers, recipes, blobs := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	var missing, unsaved []string
+	lost := map[string][]string{} // compressed forms by layer
 	for diffID, rec := range s.ix.Layers {
 		layers[layerName(diffID)] = true
 		if _, err := os.Lstat(s.layerPath(diffID)); err != nil {
 			s.log.Warn("image layer has lost its file", "layer", diffID, "error", err)
 			missing = append(missing, diffID)
 			continue
+		}
+		for _, b := range rec.Blobs {
+			if _, err := os.Lstat(s.blobPath(b.Digest)); b.Kept && err != nil {
+				s.log.Warn("image layer has lost its compressed form: a push makes another", "layer", diffID, "error", err)
+				lost[diffID] = append(lost[diffID], b.Digest)
+			}
 		}
 		if rec.Tar == 0 {
 			continue
@@ -172,6 +186,13 @@ func (s *Store) tidy() error {
 	}
 	for digest := range s.ix.blobs() {
 		blobs[hexOf(digest)] = true
+	}
+	for _, diffID := range missing {
+		for _, b := range s.ix.Layers[diffID].Blobs {
+			if b.Kept {
+				delete(blobs, hexOf(b.Digest))
+			}
+		}
 	}
 	for dir, known := range map[string]map[string]bool{s.LayersDir(): layers, s.path("recipes"): recipes, s.path("blobs"): blobs} {
 		entries, err := os.ReadDir(dir)
@@ -186,7 +207,7 @@ func (s *Store) tidy() error {
 			}
 		}
 	}
-	if len(missing)+len(unsaved) == 0 {
+	if len(missing)+len(unsaved)+len(lost) == 0 {
 		return nil
 	}
 	return s.update(func(ix *index) error {
@@ -197,6 +218,9 @@ func (s *Store) tidy() error {
 			rec := ix.Layers[diffID]
 			rec.Tar = 0
 			ix.Layers[diffID] = rec
+		}
+		for diffID, digests := range lost {
+			ix.unkeep(diffID, digests...)
 		}
 		return nil
 	})
