@@ -8,7 +8,6 @@ import (
 	"os"
 
 	"github.com/moby/moby/client"
-	"github.com/moby/moby/client/pkg/jsonmessage"
 	"github.com/moby/term"
 	"github.com/spf13/cobra"
 )
@@ -54,7 +53,7 @@ func (a *app) load(ctx context.Context, input string, quiet bool) error {
 		return err
 	}
 	defer res.Close()
-	return jsonmessage.DisplayStream(res, a.out)
+	return showProgress(res, a.out)
 }
 
 func newRmiCommand(a *app) *cobra.Command {

@@ -175,12 +175,9 @@ func (a *app) login(ctx context.Context, server string, f loginFlags) error {
 	if res.Auth.IdentityToken != "" {
 		c.Password, c.IdentityToken = "", res.Auth.IdentityToken
 	}
-	store := conf.GetCredentialsStore(server)
-	if err := store.Store(c); err != nil {
+	// It warns, on our stderr, when the password is kept in a file.
+	if err := conf.GetCredentialsStore(server).Store(c); err != nil {
 		return fmt.Errorf("error saving credentials: %w", err)
-	}
-	if conf.CredentialsStore == "" && conf.CredentialHelpers[server] == "" {
-		fmt.Fprintf(a.err, "\nWARNING! Your credentials are stored unencrypted in '%s'.\nConfigure a credential helper to remove this warning. See\nhttps://docs.docker.com/go/credential-store/\n\n", conf.GetFilename())
 	}
 	fmt.Fprintln(a.out, res.Auth.Status)
 	return nil

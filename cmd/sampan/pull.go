@@ -8,7 +8,6 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/moby/moby/client"
-	"github.com/moby/moby/client/pkg/jsonmessage"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
@@ -80,7 +79,7 @@ func (a *app) pull(ctx context.Context, docker *client.Client, image string, opt
 		return err
 	}
 	defer resp.Close()
-	return jsonmessage.DisplayStream(resp, out)
+	return showProgress(resp, out)
 }
 
 // pullForRun shows the progress to people: stdout is the container's.

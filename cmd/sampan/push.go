@@ -52,7 +52,7 @@ func newPushCommand(a *app) *cobra.Command {
 			}
 			defer res.Close()
 			if !quiet {
-				return jsonmessage.DisplayStream(res, a.out)
+				return showProgress(res, a.out)
 			}
 			if err := jsonmessage.DisplayStream(res, io.Discard); err != nil {
 				return err

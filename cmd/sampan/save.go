@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/moby/moby/client"
-	"github.com/moby/moby/client/pkg/jsonmessage"
 	"github.com/moby/term"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
@@ -138,5 +137,5 @@ func (a *app) importImage(ctx context.Context, source, ref string, opts client.I
 		return err
 	}
 	defer res.Close()
-	return jsonmessage.DisplayStream(res, a.out)
+	return showProgress(res, a.out)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -182,7 +183,17 @@ func (f systemPruneFlags) warning() string {
 	} else {
 		list = append(list, "all dangling images", "unused build cache")
 	}
-	return "WARNING! This will remove:\n  - " + strings.Join(list, "\n  - ") + "\n\nAre you sure you want to continue?"
+	text := "WARNING! This will remove:\n  - " + strings.Join(list, "\n  - ") + "\n"
+	var conditions []string
+	for key, values := range f.conditions.Filters {
+		for v := range values {
+			conditions = append(conditions, key+"="+v)
+		}
+	}
+	if slices.Sort(conditions); len(conditions) > 0 {
+		text += "\n  Items to be pruned will be filtered with:\n  - " + strings.Join(conditions, "\n  - ") + "\n"
+	}
+	return text + "\nAre you sure you want to continue?"
 }
 
 func (a *app) systemPrune(cmd *cobra.Command, f systemPruneFlags) error {
