@@ -19,6 +19,8 @@ RUN_DEPS   := $(QEMU_$(HOST)) busybox-static
 BUILD_DEPS := xz-utils debian-archive-keyring ca-certificates
 TEST_DEPS  := docker-registry erofs-utils e2fsprogs strace tmux attr
 KERNEL_DEPS := gcc libc6-dev binutils make flex bison bc perl libelf-dev xz-utils
+# What makes the images of a nightly test.
+FOREIGN_DEPS := skopeo umoci buildah
 DEPS       ?= $(RUN_DEPS) $(BUILD_DEPS) $(TEST_DEPS)
 
 help: ## Explain the targets
@@ -64,17 +66,22 @@ dist/root-docker:
 test: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
 	go vet ./...
 	go test -count=1 -timeout 40m ./...
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=2s FUZZDIR=./host/image
 
-# The fault and leak tests in full: every point to be killed at, 100 random
+# All fuzzers for 30 s, images of other tools (as root), and the fault and leak
+# tests in full: every point to be killed at, 100 random
 # kills, 100 prefixes of a disk, 5 minutes of churn, 1,000 replaced programs,
 # 200,000 inodes of a share. SAMPAN_SEED=N repeats the random ones.
 NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestFullHostDisk|TestFullDataDisk|TestClock|TestLeaks|TestShare
-nightly: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/root-docker) ## The fault and leak tests in full: an hour or two
+nightly: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/root-docker) ## Fuzzers, and the fault and leak tests in full: an hour or two
 	SAMPAN_SHARE_INODES=200000 go test -count=1 -v -run TestManyInodes ./host/share
 	SAMPAN_NIGHTLY=1 SAMPAN_E2E_RUN='$(NIGHTLY)' go test -count=1 -v -timeout 4h \
 	  -run '$(if $(filter 0,$(shell id -u)),^TestAsOrdinaryUser$$,$(NIGHTLY))' ./cmd/sampan/e2e
 	SAMPAN_NIGHTLY=1 go test -count=1 -v -timeout 10m -run '^TestMemory$$' ./cmd/sampan-agent
 	SAMPAN_NIGHTLY=1 go test -count=1 -v -timeout 30m -run '^TestGuest$$' ./guest/runtime
+	@$(MAKE) --no-print-directory deps DEPS="$(FOREIGN_DEPS)"
+	SAMPAN_NIGHTLY=1 go test -count=1 -v -timeout 30m -run '^TestForeignImages$$' ./cmd/sampan/e2e
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=30s
 
 test-arm64: ## The drivers' conformance suite with an arm64 guest, emulated here
 	@$(MAKE) --no-print-directory deps DEPS="$(BUILD_DEPS) $(QEMU_arm64)"
@@ -82,9 +89,10 @@ test-arm64: ## The drivers' conformance suite with an arm64 guest, emulated here
 	SAMPAN_GUEST=$(CURDIR)/dist/guest-arm64 go test -count=1 -timeout 20m -run '^TestConformance$$' -v ./vm/qemu
 
 FUZZTIME ?= 10m
+FUZZDIR  ?= .
 
-fuzz: ## Run every fuzzer for FUZZTIME (10m): hours
-	@grep -r '^func Fuzz' --include='*_test.go' . | sed 's|/[^/]*:func \(Fuzz[A-Za-z]*\).*| \1|' | sort -u | while read -r dir fuzz; do \
+fuzz: ## Run every fuzzer (below FUZZDIR) for FUZZTIME (10m): hours
+	@grep -r '^func Fuzz' --include='*_test.go' $(FUZZDIR) | sed 's|/[^/]*:func \(Fuzz[A-Za-z]*\).*| \1|' | sort -u | while read -r dir fuzz; do \
 	  echo "== $$dir $$fuzz"; \
 	  go test -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$dir || exit 1; done
 

@@ -128,6 +128,9 @@ func (t *transports) of(host string, r Registries) (transportPair, error) {
 	}
 	pair := transportPair{own: newTransport(nil), foreign: newTransport(control)}
 	pair.own.TLSClientConfig = conf
+	// An authority that is trusted for the registry is so for what it names, its
+	// server of tokens above all; as Docker has it.
+	pair.foreign.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: conf.RootCAs}
 	if t.byHost == nil {
 		t.byHost = map[string]transportPair{}
 	}

@@ -39,6 +39,10 @@ func TestKillAtEveryChange(t *testing.T) {
 		{"rm", "-v", "two"},
 		{"volume", "rm", "named"},
 		{"rmi", "second:1"},
+		{"create", "--name", "last", ref, "true"},
+		{"rmi", "-f", ref},
+		{"rm", "last"}, // takes the layers with it
+		{"pull", "-q", ref},
 		{"rmi", ref},
 	}
 	next := [][]string{
@@ -69,7 +73,8 @@ func TestKillAtChangesOfRun(t *testing.T) {
 	faultPoints(t, script, next, 50)
 }
 
-// faultImage is an image of two layers in a registry of the test's own.
+// faultImage is an image of two layers, one of them kept as it comes, in a
+// registry of the test's own.
 func faultImage(t *testing.T) string {
 	t.Helper()
 	srv := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
@@ -80,6 +85,9 @@ func faultImage(t *testing.T) string {
 		t.Fatal(err)
 	}
 	more, err := imagetest.Layer(imagetest.File{Name: "more", Data: []byte("more\n"), Mode: 0o644})
+	if err == nil {
+		more, err = gnuGzip(more)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"archive/tar"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -158,7 +159,7 @@ func makeOdd(dir string) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	want, err := overlayListing(bin, layers)
+	want, err := overlayListing(bin, layers, "")
 	if err != nil {
 		return fmt.Errorf("GNU tar and overlay: %w", err)
 	}
@@ -166,14 +167,18 @@ func makeOdd(dir string) error {
 }
 
 // overlayListing unpacks layers with GNU tar, turns the whiteouts into
-// overlayfs's own, stacks them with the host's kernel and lists the result.
-func overlayListing(lister string, layers []v1.Layer) (_ []byte, err error) {
+// overlayfs's own, stacks them with the host's kernel and lists a folder of the
+// result.
+func overlayListing(lister string, layers []v1.Layer, folder string) (_ []byte, err error) {
 	tmp, err := os.MkdirTemp("", "overlay-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)
-	var lower []string
+	lower := []string{"empty"} // overlayfs wants two
+	if err := os.Mkdir(filepath.Join(tmp, "empty"), 0o755); err != nil {
+		return nil, err
+	}
 	for i, l := range layers {
 		dir := filepath.Join(tmp, fmt.Sprint(i))
 		if err := os.Mkdir(dir, 0o755); err != nil {
@@ -185,13 +190,15 @@ func overlayListing(lister string, layers []v1.Layer) (_ []byte, err error) {
 		if err := convertWhiteouts(dir); err != nil {
 			return nil, err
 		}
-		lower = append([]string{dir}, lower...)
+		lower = append([]string{fmt.Sprint(i)}, lower...)
 	}
 	merged := filepath.Join(tmp, "merged")
 	if err := os.Mkdir(merged, 0o755); err != nil {
 		return nil, err
 	}
-	if out, err := exec.Command("mount", "-t", "overlay", "overlay", "-o", "ro,lowerdir="+strings.Join(lower, ":"), merged).CombinedOutput(); err != nil {
+	mount := exec.Command("mount", "-i", "-t", "overlay", "overlay", "-o", "ro,lowerdir="+strings.Join(lower, ":"), merged)
+	mount.Dir = tmp // options have a page of room
+	if out, err := mount.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("mount: %w: %s", err, out)
 	}
 	defer func() {
@@ -199,7 +206,7 @@ func overlayListing(lister string, layers []v1.Layer) (_ []byte, err error) {
 			err = errors.Join(err, fmt.Errorf("umount: %w: %s", e, out))
 		}
 	}()
-	return exec.Command(lister, merged).Output()
+	return exec.Command(lister, filepath.Join(merged, folder)).Output()
 }
 
 func untar(l v1.Layer, dir string) error {
@@ -209,7 +216,7 @@ func untar(l v1.Layer, dir string) error {
 	}
 	defer r.Close()
 	cmd := exec.Command("tar", "-C", dir, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", "-")
-	cmd.Stdin = r
+	cmd.Stdin = io.MultiReader(r, bytes.NewReader(make([]byte, 10<<10))) // umoci leaves the end out
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("tar: %w: %s", err, out)
 	}
