@@ -62,7 +62,7 @@ func run(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	kids := new(runtime.Children)
+	kids := &runtime.Children{Away: guest.Home.Away}
 	go func() {
 		if err := kids.Run(context.Background()); err != nil {
 			log.Error(err.Error())
@@ -77,7 +77,7 @@ func run(log *slog.Logger) error {
 	streams := agent.NewStreams(log)
 	svc := agent.New(agent.Config{
 		Runtime: rt, Children: kids, Streams: streams,
-		Stages: guest.Stages, DataDisk: guest.DataDisk, Later: guest.Later, Build: build, Log: log,
+		Stages: guest.Stages, Away: guest.Home.Away, DataDisk: guest.DataDisk, Later: guest.Later, Build: build, Log: log,
 	})
 	// The host may open streams as soon as it has the control connection.
 	ln, err := listenStreams(proto.PortStream)

@@ -49,6 +49,9 @@ func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.St
 		return nil, err
 	}
 	defer close(c.up)
+	if s.cfg.Away != nil {
+		defer s.cfg.Away()()
+	}
 	giveBack, err := s.spare.borrow()
 	if err != nil {
 		s.cfg.Log.Warn(err.Error()) // the start may work without

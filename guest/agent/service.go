@@ -32,6 +32,9 @@ type Config struct {
 	// Later ends when the boot has loaded what only networks need; the first
 	// container with one waits for it.
 	Later func() error
+	// Away lets the agent run on every processor until back is called (boot.Home).
+	// Optional.
+	Away func() (back func())
 	// Build is the agent's version. Optional.
 	Build string
 	Log   *slog.Logger

@@ -46,6 +46,7 @@ type Guest struct {
 	// DataDisk is what was done to the data disk: "formatted", "clean",
 	// "repaired", or "none" when there is none and DataDir is in memory.
 	DataDisk string
+	Home     Home
 
 	log    *slog.Logger
 	later  chan struct{} // closed when the second group of modules is loaded
@@ -139,10 +140,19 @@ func (g *Guest) modules() error {
 	if err := loadModules(first, 2); err != nil {
 		return err
 	}
+	off, err := offlineCPUs(cpuRoot)
+	if err != nil {
+		return err
+	}
+	if len(off) > 0 {
+		if err := g.Home.settle(); err != nil {
+			return err
+		}
+	}
 	go func() {
 		defer close(g.later)
 		// Not before the first modules: bringing one up stops the others.
-		if err := errors.Join(enableQuota(cgroupRoot), onlineCPUs(cpuRoot)); err != nil {
+		if err := errors.Join(enableQuota(cgroupRoot), onlineCPUs(off)); err != nil {
 			g.log.Warn(err.Error())
 		}
 		if g.lerr = loadModules(later, 1); g.lerr == nil {

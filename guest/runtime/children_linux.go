@@ -19,6 +19,10 @@ import (
 //
 // The zero Children is ready for use.
 type Children struct {
+	// Away lets what is started run where this process itself does not, until back
+	// is called. Optional.
+	Away func() (back func())
+
 	mu    sync.RWMutex // held by Start for reading, so that no process is reaped before it is listed
 	lists sync.Mutex
 	owned map[int]bool
@@ -30,6 +34,9 @@ type Children struct {
 func (c *Children) Start(start func() (pid int, err error)) (int, error) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
+	if c.Away != nil {
+		defer c.Away()()
+	}
 	pid, err := start()
 	if err != nil {
 		return 0, err

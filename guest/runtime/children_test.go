@@ -31,3 +31,18 @@ func TestReapOrphan(t *testing.T) {
 		t.Error("the process was not reaped")
 	}
 }
+
+// TestChildrenAway: a process is started while this one is away from home.
+func TestChildrenAway(t *testing.T) {
+	away := 0
+	kids := Children{Away: func() func() { away++; return func() { away-- } }}
+	pid, err := kids.Start(func() (int, error) {
+		if away != 1 {
+			t.Errorf("away %d times when it starts, want once", away)
+		}
+		return 1, nil
+	})
+	if pid != 1 || err != nil || away != 0 {
+		t.Errorf("started %d, %v, still away: %d", pid, err, away)
+	}
+}

@@ -7,6 +7,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/mdlayher/vsock"
@@ -47,6 +49,9 @@ func run() error {
 			return fmt.Errorf("mount %s: %w", m.dir, err)
 		}
 	}
+	if err := stay("/sys/devices/system/cpu"); err != nil {
+		return err
+	}
 	addr, err := netArg("/proc/cmdline")
 	if err != nil {
 		return err
@@ -69,6 +74,26 @@ func run() error {
 		Listen: listen,
 		Dial:   func(port uint32) (net.Conn, error) { return vsock.Dial(vsock.Host, port, nil) },
 	})
+}
+
+// stay begins the program again on the first processor, if the kernel was told to
+// leave the others alone, as the product stays there (guest/boot.Home).
+func stay(root string) error {
+	const settled = "PEER_STAYS"
+	off, err := os.ReadFile(filepath.Join(root, "offline"))
+	if err != nil {
+		return err
+	}
+	if len(bytes.TrimSpace(off)) == 0 || os.Getenv(settled) != "" {
+		return nil
+	}
+	runtime.LockOSThread()
+	var first unix.CPUSet
+	first.Set(0)
+	if err := unix.SchedSetaffinity(0, &first); err != nil {
+		return os.NewSyscallError("sched_setaffinity", err)
+	}
+	return unix.Exec(os.Args[0], os.Args, append(os.Environ(), settled+"=1"))
 }
 
 // onlineCPUs brings up the processors that the kernel was told to leave alone
