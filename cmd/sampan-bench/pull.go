@@ -72,6 +72,18 @@ func newPulls(b *bench) (*pulls, error) {
 	if err := errors.Join(p.push("large", layers...), p.push("second", append(layers, own)...)); err != nil {
 		return nil, err
 	}
+	// Both with the programs of busybox, the one below 300 MiB, as images have it.
+	box, err := imagetest.Busybox()
+	if err != nil {
+		return nil, err
+	}
+	programs, err := box.Layers()
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(p.push("program", programs...), p.push("programs", append(programs, layers...)...)); err != nil {
+		return nil, err
+	}
 	for i := range pullMany {
 		name := fmt.Sprint("many", i)
 		l, err := next(name, 16<<20/pullMany)
@@ -167,26 +179,64 @@ func (p *pulls) second(ctx context.Context) (float64, error) {
 	return took, errors.Join(err, p.b.do(ctx, "rmi", p.host+"/large"))
 }
 
-// memory is the daemon's largest resident set while it pulls, in MiB.
-func (p *pulls) memory(ctx context.Context) (float64, error) {
-	pid, err := os.ReadFile(filepath.Join(p.b.home, "sampand.pid"))
+// first pulls an image and measures its first run: how long that takes, or how
+// many KiB the daemon reads meanwhile, for the guest above all.
+func (p *pulls) first(ctx context.Context, name string, bytes bool) (v float64, err error) {
+	if err := p.b.do(ctx, "pull", "-q", p.host+"/"+name); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, p.b.do(ctx, "rmi", p.host+"/"+name)) }()
+	before, err := p.readSoFar()
 	if err != nil {
 		return 0, err
 	}
-	proc := filepath.Join("/proc", strings.TrimSpace(string(pid)))
+	took, err := millis(func() error { return p.b.do(ctx, "run", "--rm", p.host+"/"+name, "true") })
+	if err != nil || !bytes {
+		return took, err
+	}
+	after, err := p.readSoFar()
+	return (after - before) / 1024, err
+}
+
+// readSoFar is how many bytes the daemon has read from files and sockets.
+func (p *pulls) readSoFar() (float64, error) {
+	proc, err := p.proc()
+	if err != nil {
+		return 0, err
+	}
+	return number(filepath.Join(proc, "io"), "rchar:")
+}
+
+// proc is the daemon's folder below /proc.
+func (p *pulls) proc() (string, error) {
+	pid, err := os.ReadFile(filepath.Join(p.b.home, "sampand.pid"))
+	return filepath.Join("/proc", strings.TrimSpace(string(pid))), err
+}
+
+// number reads what follows a word in a file.
+func number(path, word string) (v float64, err error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(text), word)
+	_, err = fmt.Sscan(rest, &v)
+	return v, err
+}
+
+// memory is the daemon's largest resident set while it pulls, in MiB.
+func (p *pulls) memory(ctx context.Context) (float64, error) {
+	proc, err := p.proc()
+	if err != nil {
+		return 0, err
+	}
 	if err := os.WriteFile(filepath.Join(proc, "clear_refs"), []byte("5"), 0); err != nil { // forget the largest so far
 		return 0, err
 	}
 	if _, err := p.pull(ctx, append(p.manyNames(), "large")...); err != nil {
 		return 0, err
 	}
-	status, err := os.ReadFile(filepath.Join(proc, "status"))
-	if err != nil {
-		return 0, err
-	}
-	var kib float64
-	_, rest, _ := strings.Cut(string(status), "VmHWM:")
-	_, err = fmt.Sscan(rest, &kib)
+	kib, err := number(filepath.Join(proc, "status"), "VmHWM:")
 	return kib / 1024, err
 }
 
@@ -223,5 +273,11 @@ func (b *bench) pullRows() []row {
 		{"pull: the daemon's memory while it pulls all of these", "what we allow it", "4 layers' decoders and buffers", "MiB",
 			with(func(ctx context.Context, p *pulls) (float64, error) { return p.memory(ctx) }),
 			func(context.Context) (float64, error) { return 150, nil }},
+		{"first `run` of an image with 300 MiB more, just pulled", "the same without them", "four mounts", "ms",
+			with(func(ctx context.Context, p *pulls) (float64, error) { return p.first(ctx, "programs", false) }),
+			with(func(ctx context.Context, p *pulls) (float64, error) { return p.first(ctx, "program", false) })},
+		{"first `run`: what is read for that image", "the same without them", "superblocks and folders of four layers", "KiB",
+			with(func(ctx context.Context, p *pulls) (float64, error) { return p.first(ctx, "programs", true) }),
+			with(func(ctx context.Context, p *pulls) (float64, error) { return p.first(ctx, "program", true) })},
 	}
 }

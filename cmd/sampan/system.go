@@ -80,12 +80,20 @@ type volumeUsageRow struct{ Name, Links, Size string }
 // diskUsageVerbose lists what takes the space.
 func (a *app) diskUsageVerbose(du client.DiskUsageResult, format string) error {
 	images, containers, volumes := imageUsage(du.Images), containerUsage(du.Containers), volumeUsage(du.Volumes)
+	home, err := a.home()
+	if err != nil {
+		return err
+	}
+	host, err := allocated(home)
+	if err != nil {
+		return fmt.Errorf("measure %s: %w", home, err)
+	}
 	if format == "json" {
-		return json.NewEncoder(a.out).Encode(map[string]any{"Images": images, "Containers": containers, "Volumes": volumes, "BuildCache": []string{}})
+		return json.NewEncoder(a.out).Encode(map[string]any{"Images": images, "Containers": containers, "Volumes": volumes, "BuildCache": []string{}, "Host": host})
 	}
 	fmt.Fprintln(a.out, "Images space usage:")
 	fmt.Fprintln(a.out)
-	err := writeRows(a.out, "", "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.Created}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}",
+	err = writeRows(a.out, "", "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.Created}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}",
 		imageUsageRow{"REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE", "SHARED SIZE", "UNIQUE SIZE", "CONTAINERS"}, images)
 	if err != nil {
 		return err
@@ -103,8 +111,13 @@ func (a *app) diskUsageVerbose(du client.DiskUsageResult, format string) error {
 	}
 	fmt.Fprintf(a.out, "\nBuild cache usage: %s\n\n", units.HumanSize(float64(du.BuildCache.TotalSize)))
 	type cacheRow struct{ ID, CacheType, Size, CreatedSince, LastUsedSince, UsageCount, Shared string }
-	return writeRows(a.out, "", "{{.ID}}\t{{.CacheType}}\t{{.Size}}\t{{.CreatedSince}}\t{{.LastUsedSince}}\t{{.UsageCount}}\t{{.Shared}}",
+	err = writeRows(a.out, "", "{{.ID}}\t{{.CacheType}}\t{{.Size}}\t{{.CreatedSince}}\t{{.LastUsedSince}}\t{{.UsageCount}}\t{{.Shared}}",
 		cacheRow{"CACHE ID", "CACHE TYPE", "SIZE", "CREATED", "LAST USED", "USAGE", "SHARED"}, nil)
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(a.out, "\nOn this machine's disk:\n\n")
+	return writeRows(a.out, "", "{{.What}}\t{{.Logical}}\t{{.Allocated}}", allocatedRow{"WHAT", "LOGICAL", "ALLOCATED"}, host)
 }
 
 func imageUsage(u client.ImagesDiskUsage) []imageUsageRow {

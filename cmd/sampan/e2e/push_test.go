@@ -3,10 +3,22 @@ package e2e_test
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"sampan/host/imagetest"
 )
 
 // passwords is an htpasswd file: user "me", password "secret".
@@ -90,4 +102,70 @@ func TestPush(t *testing.T) {
 func lastLine(s string) string {
 	lines := strings.Split(strings.TrimSpace(s), "\n")
 	return lines[len(lines)-1]
+}
+
+// On a terminal every layer has a bar, its bytes, and how fast they come.
+func TestProgressBars(t *testing.T) {
+	data := make([]byte, 24<<20)
+	rand.NewChaCha8([32]byte{6}).Read(data)
+	layer, err := imagetest.Layer(imagetest.File{Name: "large", Data: data})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := imagetest.Image(v1.Config{}, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := layer.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make(chan struct{})
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, digest.String()) {
+			w = &slow{w, seen}
+		}
+		inner.ServeHTTP(w, r)
+	}))
+	defer srv.Close()
+	ref := strings.TrimPrefix(srv.URL, "http://") + "/slow:1"
+	if err := imagetest.Push(ref, img); err != nil {
+		t.Fatal(err)
+	}
+	h := newHome(t)
+	w := newTerminal(t, h)
+	w.tmux("resize-window", "-x", "112", "-y", "30") // no bars in less than 111 columns
+	w.typ(filepath.Join(files.bin, "sampan") + " pull " + ref)
+	w.sees("MB/s")
+	screen := w.tmux("capture-pane", "-p")
+	if !regexp.MustCompile(`(?m)^` + digest.Hex[:12] + `: Downloading +[0-9.]+MB/s \[=*> *\] +[0-9.]+MB/25\.\d+MB`).MatchString(screen) {
+		t.Errorf("no bar in\n%s", screen)
+	}
+	close(seen)
+	w.sees("Status: Downloaded newer image")
+	if screen = w.tmux("capture-pane", "-p"); !strings.Contains(screen, digest.Hex[:12]+": Pull complete") {
+		t.Errorf("at the end:\n%s", screen)
+	}
+}
+
+// slow is a connection of a few MiB a second, until the bar has been seen.
+type slow struct {
+	http.ResponseWriter
+	seen <-chan struct{}
+}
+
+func (s *slow) Write(p []byte) (int, error) {
+	n := 0
+	for n < len(p) {
+		m, err := s.ResponseWriter.Write(p[n:min(n+(256<<10), len(p))])
+		if n += m; err != nil {
+			return n, err
+		}
+		select {
+		case <-s.seen:
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return n, nil
 }
