@@ -63,6 +63,14 @@ dist/root-nginx:
 dist/root-docker:
 	go run ./kernel/mkroot -out $@ docker-cli base-files
 
+# What the nightly tests use through networks: servers with their clients, and
+# Compose.
+dist/root-apps:
+	go run ./kernel/mkroot -out $@ base-files base-passwd coreutils dash redis-server postgresql bind9-dnsutils
+
+dist/root-compose:
+	go run ./kernel/mkroot -out $@ docker-compose base-files
+
 test: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
 	go vet ./...
 	go test -count=1 -timeout 40m ./...
@@ -71,9 +79,10 @@ test: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/roo
 # All fuzzers for 30 s, images of other tools (as root), and the fault and leak
 # tests in full: every point to be killed at, 100 random
 # kills, 100 prefixes of a disk, 5 minutes of churn, 1,000 replaced programs,
-# 200,000 inodes of a share. SAMPAN_SEED=N repeats the random ones.
-NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestFullHostDisk|TestFullDataDisk|TestClock|TestLeaks|TestShare
-nightly: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/root-docker) ## Fuzzers, and the fault and leak tests in full: an hour or two
+# 200,000 inodes of a share; redis, postgresql and Compose. SAMPAN_SEED=N repeats
+# the random ones.
+NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestFullHostDisk|TestFullDataDisk|TestClock|TestLeaks|TestShare|TestNetworkLeaks|TestApplications|TestCompose|TestPorts
+nightly: deps build guest dist/root-nginx dist/root-apps dist/root-compose $(if $(shell command -v docker),,dist/root-docker) ## Fuzzers, and the fault and leak tests in full: an hour or two
 	SAMPAN_SHARE_INODES=200000 go test -count=1 -v -run TestManyInodes ./host/share
 	SAMPAN_NIGHTLY=1 SAMPAN_E2E_RUN='$(NIGHTLY)' go test -count=1 -v -timeout 4h \
 	  -run '$(if $(filter 0,$(shell id -u)),^TestAsOrdinaryUser$$,$(NIGHTLY))' ./cmd/sampan/e2e

@@ -12,6 +12,7 @@ import (
 	"github.com/BurntSushi/toml"
 	"github.com/docker/go-units"
 
+	"sampan/host/engine"
 	"sampan/host/image"
 )
 
@@ -68,9 +69,25 @@ type networkConfig struct {
 	// Uplink is the subnet between host and guest, an IPv4 /24; by default one
 	// that the host has no route to.
 	Uplink netip.Prefix `toml:"uplink"`
+	// Pools are where networks get their subnets from; by default Docker's.
+	Pools []poolConfig `toml:"pools"`
 	// Mirror says that what containers of --network host listen on is there on
 	// the host's loopback too.
 	Mirror bool `toml:"mirror"`
+}
+
+// poolConfig is a range of addresses, and how large a network's part is, in bits.
+type poolConfig struct {
+	Base netip.Prefix `toml:"base"`
+	Size int          `toml:"size"`
+}
+
+func (c networkConfig) pools() []engine.Pool {
+	var list []engine.Pool
+	for _, p := range c.Pools {
+		list = append(list, engine.Pool(p))
+	}
+	return list
 }
 
 type size int64
@@ -125,6 +142,11 @@ func readConfig(path string) (config, error) {
 	}
 	if u := c.Network.Uplink; u.IsValid() && (!u.Addr().Is4() || u.Bits() != 24) {
 		return c, fmt.Errorf("%s: network.uplink is %s: want an IPv4 /24", path, u)
+	}
+	for i, p := range c.Network.pools() {
+		if err := p.Validate(); err != nil {
+			return c, fmt.Errorf("%s: network.pools, number %d: %w", path, i+1, err)
+		}
 	}
 	switch m.Accelerator {
 	case "", "auto", "kvm", "tcg":

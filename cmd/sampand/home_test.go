@@ -123,16 +123,17 @@ func TestConfig(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"[machine]\ncpus = 3\nmemory = \"512MiB\"\ndisk = \"8GiB\"\nidle = \"10s\"\naccelerator = \"tcg\"\n": "",
-		"[machine]\ncpu = 3\n":                 `unknown key "machine.cpu"`,
-		"[machine]\ncpus = 0\n":                "want at least 1",
-		"[machine]\nmemory = \"1MiB\"\n":       "want at least 256MiB",
-		"[machine]\nmemory = \"lots\"\n":       "lots",
-		"[machine]\ndisk = \"1\"\n":            "want at least 1GiB",
-		"[machine]\nidle = \"-1s\"\n":          "negative",
-		"[machine]\naccelerator = \"gpu\"\n":   "want auto, kvm or tcg",
-		"cpus = ":                              "config.toml",
-		"[network]\nuplink = \"10.0.0.0/8\"\n": "want an IPv4 /24",
-		"[network]\nuplink = \"here\"\n":       "here",
+		"[machine]\ncpu = 3\n":                       `unknown key "machine.cpu"`,
+		"[machine]\ncpus = 0\n":                      "want at least 1",
+		"[machine]\nmemory = \"1MiB\"\n":             "want at least 256MiB",
+		"[machine]\nmemory = \"lots\"\n":             "lots",
+		"[machine]\ndisk = \"1\"\n":                  "want at least 1GiB",
+		"[machine]\nidle = \"-1s\"\n":                "negative",
+		"[machine]\naccelerator = \"gpu\"\n":         "want auto, kvm or tcg",
+		"cpus = ":                                    "config.toml",
+		"[network]\nuplink = \"10.0.0.0/8\"\n":       "want an IPv4 /24",
+		"[network]\nuplink = \"here\"\n":             "here",
+		"[[network.pools]]\nbase = \"10.0.0.0/8\"\n": "network.pools, number 1: size is 0: want 8 to 30",
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)

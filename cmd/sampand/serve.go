@@ -140,6 +140,7 @@ func assemble(h *home, log *slog.Logger) (*parts, error) {
 		Warnings:    virtual.Warnings,
 		NoMirror:    !cfg.Network.Mirror,
 		Uplink:      virtual.Subnet(),
+		Pools:       cfg.Network.pools(),
 		Routes:      virtual.HostRoutes,
 		Arch:        runtime.GOARCH,
 		Log:         log,

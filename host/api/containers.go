@@ -14,8 +14,12 @@ import (
 )
 
 func (s *server) containerCreate(w http.ResponseWriter, r *http.Request) error {
-	var req container.CreateRequest
-	if err := decode(w, r, &req); err != nil {
+	var asked createRequest
+	if err := decode(w, r, &asked); err != nil {
+		return err
+	}
+	req, err := asked.complete()
+	if err != nil {
 		return err
 	}
 	if p := r.FormValue("platform"); p != "" {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"net"
 	"net/netip"
 
 	"github.com/moby/moby/api/types/container"
@@ -54,4 +55,56 @@ func defaultEndpointOf(s *container.NetworkSettings) defaultEndpoint {
 		Gateway: text(ep.Gateway), IPAddress: text(ep.IPAddress), IPPrefixLen: ep.IPPrefixLen,
 		IPv6Gateway: text(ep.IPv6Gateway), GlobalIPv6Address: text(ep.GlobalIPv6Address), GlobalIPv6PrefixLen: ep.GlobalIPv6PrefixLen,
 	}
+}
+
+// createRequest is what a container is made from, with a field that clients have
+// sent until API 1.44 (and docker's own still does): the hardware address in its
+// first network.
+type createRequest struct {
+	container.CreateRequest
+	MacAddress string
+}
+
+// complete moves that address to where it belongs since.
+func (r *createRequest) complete() (container.CreateRequest, error) {
+	req := r.CreateRequest
+	if r.MacAddress == "" {
+		return req, nil
+	}
+	mac, err := net.ParseMAC(r.MacAddress)
+	if err != nil {
+		return req, invalid("invalid MAC address: %s", r.MacAddress)
+	}
+	mode := container.NetworkMode("")
+	if req.HostConfig != nil {
+		mode = req.HostConfig.NetworkMode
+	}
+	if mode.IsHost() || mode.IsContainer() {
+		return req, invalid("conflicting options: mac-address and the network mode")
+	}
+	first := string(mode)
+	if mode == "" || mode.IsDefault() {
+		first = network.NetworkBridge
+	}
+	if req.NetworkingConfig == nil {
+		req.NetworkingConfig = &network.NetworkingConfig{}
+	}
+	eps := req.NetworkingConfig.EndpointsConfig
+	if eps == nil {
+		eps = map[string]*network.EndpointSettings{}
+		req.NetworkingConfig.EndpointsConfig = eps
+	}
+	if _, ok := eps[network.NetworkDefault]; ok && first == network.NetworkBridge {
+		first = network.NetworkDefault
+	}
+	ep := eps[first]
+	if ep == nil {
+		ep = &network.EndpointSettings{}
+		eps[first] = ep
+	}
+	if len(ep.MacAddress) > 0 && ep.MacAddress.String() != mac.String() {
+		return req, invalid("the container-wide MAC address must match the endpoint-specific MAC address for the main network, or be left empty")
+	}
+	ep.MacAddress = network.HardwareAddr(mac)
+	return req, nil
 }

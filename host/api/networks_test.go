@@ -57,6 +57,17 @@ func TestNetworks(t *testing.T) {
 	if out := d.ok("inspect", "-f", "{{with .NetworkSettings.Networks.front}}{{.IPAddress}} {{.Gateway}} {{.Aliases}}{{end}} {{with .NetworkSettings.Networks.back}}{{.IPAddress}} {{.Gateway}}{{end}}", "web"); out != "10.1.0.9 10.1.0.1 [site] 172.18.0.2" {
 		t.Errorf("inspect: %s", out)
 	}
+	events = d.events(time.Now(), "network destroy", func() {
+		d.ok("network", "create", "brief")
+		d.ok("network", "connect", "brief", "web")
+		d.refused("network brief has active endpoints", "network", "rm", "brief")
+		d.ok("network", "disconnect", "brief", "web")
+		d.ok("network", "rm", "brief")
+	})
+	if want := []string{"network create", "network connect", "network disconnect", "network destroy"}; !slices.Equal(events, want) {
+		t.Errorf("events %q, want %q", events, want)
+	}
+	d.said()
 	d.refused("Address already in use", "run", "--rm", "--network", "front", "--ip", "10.1.0.9", "img")
 	d.refused("network front has active endpoints (name:\"web\"", "network", "rm", "front")
 	d.refused("endpoint with name web already exists in network front", "network", "connect", "front", "web")
@@ -108,6 +119,7 @@ func TestCreateInNetworks(t *testing.T) {
 		"network-scoped aliases are only supported for user-defined networks": {"bridge": {Aliases: []string{"x"}}},
 		"container cannot be connected to multiple networks with one of":      {"none": {}, "n1": {}},
 		"invalid MAC address":                          {"n1": {MacAddress: network.HardwareAddr{1, 2, 3, 4, 5, 6}}},
+		"--link in the default network":                {"bridge": {Links: []string{"a:b"}}},
 		"NetworkingConfig.DriverOpts is not supported": {"n1": {DriverOpts: map[string]string{"a": "b"}}},
 	} {
 		_, err := d.client.ContainerCreate(t.Context(), client.ContainerCreateOptions{Image: "img", NetworkingConfig: &network.NetworkingConfig{EndpointsConfig: eps}})
@@ -169,5 +181,58 @@ func TestInspectBefore152(t *testing.T) {
 		if c.ID == "" || s.Networks["bridge"] == nil || (s.IPAddress == ip && s.IPPrefixLen == 16) != want || (s.IPAddress == "") == want {
 			t.Errorf("%s: %+v, want address %s: %v", version, c, ip, want)
 		}
+	}
+}
+
+// Until API 1.44 a container's hardware address was its own, not an endpoint's.
+func TestMACBefore144(t *testing.T) {
+	d := start(t)
+	d.ok("network", "create", "front")
+	for i, c := range []struct{ body, mac string }{
+		{`{"Image":"img","MacAddress":"02:00:00:00:00:0a"}`, "02:00:00:00:00:0a"},
+		{`{"Image":"img","MacAddress":"02:00:00:00:00:0b","HostConfig":{"NetworkMode":"front"}}`, "02:00:00:00:00:0b"},
+		{`{"Image":"img","MacAddress":"02:00:00:00:00:0c","NetworkingConfig":{"EndpointsConfig":{"default":{}}}}`, "02:00:00:00:00:0c"},
+		{`{"Image":"img","MacAddress":"here"}`, "invalid MAC address: here"},
+		{`{"Image":"img","MacAddress":"02:00:00:00:00:0d","HostConfig":{"NetworkMode":"host"}}`, "mac-address and the network mode"},
+		{`{"Image":"img","MacAddress":"02:00:00:00:00:0d","NetworkingConfig":{"EndpointsConfig":{"bridge":{"MacAddress":"02:00:00:00:00:0e"}}}}`, "must match"},
+	} {
+		name := fmt.Sprint("mac", i)
+		_, body := d.raw("POST", "/v1.43/containers/create?name="+name, c.body)
+		if !strings.HasPrefix(c.mac, "02:") {
+			if !strings.Contains(body, c.mac) {
+				t.Errorf("%s: %s, want %s", c.body, body, c.mac)
+			}
+			continue
+		}
+		d.ok("start", name)
+		if out := d.ok("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.MacAddress}} {{end}}", name); out != c.mac {
+			t.Errorf("%s: %q", c.body, out)
+		}
+	}
+}
+
+// A container's ports come and go with the networks that it can be reached in.
+func TestPortsFollowNetworks(t *testing.T) {
+	d := start(t)
+	d.ok("network", "create", "--internal", "shut")
+	d.ok("network", "create", "open")
+	d.ok("run", "-d", "--name", "web", "--network", "shut", "-p", "80", "img", "sleep")
+	d.said()
+	if out := d.ok("port", "web"); out != "" {
+		t.Errorf("in an internal network: %s", out)
+	}
+	d.ok("network", "connect", "open", "web")
+	if out := d.ok("port", "web"); !strings.HasPrefix(out, "80/tcp -> 0.0.0.0:") {
+		t.Errorf("in an open network: %q", out)
+	}
+	if got := d.said(); !strings.HasPrefix(got, "connect open") || !strings.HasSuffix(got, "\npublish 1") {
+		t.Errorf("the guest was told %q", got)
+	}
+	d.ok("network", "disconnect", "open", "web")
+	if out := d.ok("port", "web"); out != "" {
+		t.Errorf("after the open network: %s", out)
+	}
+	if got := d.said(); got != "disconnect open\npublish 0" && got != "disconnect \npublish 0" {
+		t.Errorf("the guest was told %q", got)
 	}
 }

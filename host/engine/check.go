@@ -111,9 +111,11 @@ func checkHost(h *container.HostConfig) error {
 	if err := checkLog(h.LogConfig); err != nil {
 		return err
 	}
+	if len(h.Links) > 0 && (h.NetworkMode == "" || h.NetworkMode.IsDefault() || h.NetworkMode.IsBridge()) {
+		return errLegacyLink
+	}
 	return refuse([]named{
 		{"HostConfig.VolumeDriver " + strconv.Quote(h.VolumeDriver), h.VolumeDriver != "" && h.VolumeDriver != "local"},
-		{"HostConfig.Links outside of user-defined networks", len(h.Links) > 0 && !h.NetworkMode.IsUserDefined() && !h.NetworkMode.IsContainer()},
 		{"HostConfig.Cgroup", h.Cgroup != ""},
 		{"HostConfig.StorageOpt", len(h.StorageOpt) > 0},
 		{"HostConfig.Runtime " + strconv.Quote(h.Runtime), h.Runtime != ""},

@@ -155,6 +155,7 @@ func (e *Engine) attachments(h *container.HostConfig, n *apinet.NetworkingConfig
 var (
 	errHostNetwork   = invalid("container cannot be disconnected from host network or connected to host network")
 	errNoNetwork     = invalid("container cannot be connected to multiple networks with one of the networks in private (none) mode")
+	errLegacyLink    = unsupported("--link in the default network: make one of your own (network create), whose containers find each other by name: that")
 	errSharedNetwork = invalid("container sharing network namespace with another container or host cannot be connected to any other network")
 )
 
@@ -204,8 +205,10 @@ func checkEndpoint(n *networkState, a attachment) error {
 		return invalid("invalid MAC address: %s", m)
 	}
 	bridge := custom || a.Name == apinet.NetworkBridge
+	if len(ep.Links) > 0 && !custom {
+		return errLegacyLink
+	}
 	return refuse([]named{
-		{"NetworkingConfig.Links outside of user-defined networks", len(ep.Links) > 0 && !custom},
 		{"NetworkingConfig.DriverOpts", len(ep.DriverOpts) > 0},
 		{"NetworkingConfig.IPAMConfig.LinkLocalIPs", ep.IPAMConfig != nil && len(ep.IPAMConfig.LinkLocalIPs) > 0},
 		{"NetworkingConfig.MacAddress in the network " + a.Name, len(ep.MacAddress) > 0 && !bridge},

@@ -99,6 +99,8 @@ type Config struct {
 	// Routes are the subnets that the host can reach, which networks keep out
 	// of unless they are told to be there.
 	Routes func() []netip.Prefix
+	// Pools are where networks get their subnets from. Optional: Docker's.
+	Pools []Pool
 	// Arch of the guest, as GOARCH.
 	Arch string
 	Log  *slog.Logger

@@ -2,7 +2,9 @@ package engine
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -13,26 +15,56 @@ import (
 // The default bridge, as Docker has it.
 const bridgeName = "docker0"
 
-// pools are where networks without a subnet of their own get one, as with
-// Docker: sixteen bits of 172.17 to 172.31, then twenty of 192.168.
-var pools = makePools()
-
-func makePools() []netip.Prefix {
-	var list []netip.Prefix
-	for i := 17; i <= 31; i++ {
-		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(i), 0, 0}), 16))
-	}
-	for i := 0; i < 256; i += 16 {
-		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(i), 0}), 20))
-	}
-	return list
+// Pool is a range of IPv4 addresses from which networks that ask for no subnet
+// get one of Size bits.
+type Pool struct {
+	Base netip.Prefix
+	Size int
 }
 
-// freePool is the first pool that overlaps nothing in taken.
-func freePool(taken []netip.Prefix) (netip.Prefix, error) {
+// Validate refuses a pool that has no subnets.
+func (p Pool) Validate() error {
+	switch {
+	case !p.Base.IsValid() || !p.Base.Addr().Is4() || p.Base != p.Base.Masked():
+		return fmt.Errorf("base is %s: want an IPv4 subnet", p.Base)
+	case p.Size < p.Base.Bits() || p.Size > 30:
+		return fmt.Errorf("size is %d: want %d to 30", p.Size, p.Base.Bits())
+	}
+	return nil
+}
+
+// first is the lowest subnet of a pool.
+func (p Pool) first() netip.Prefix { return netip.PrefixFrom(p.Base.Addr(), p.Size) }
+
+// next is the subnet after another; false after the last.
+func (p Pool) next(s netip.Prefix) (netip.Prefix, bool) {
+	b := s.Addr().As4()
+	n := uint64(binary.BigEndian.Uint32(b[:])) + 1<<(32-p.Size)
+	if n > math.MaxUint32 {
+		return s, false
+	}
+	binary.BigEndian.PutUint32(b[:], uint32(n))
+	s = netip.PrefixFrom(netip.AddrFrom4(b), p.Size)
+	return s, p.Base.Contains(s.Addr())
+}
+
+// defaultPools are Docker's: sixteen bits of 172.17 to 172.31, then twenty of
+// 192.168.
+func defaultPools() []Pool {
+	var list []Pool
+	for i := 17; i <= 31; i++ {
+		list = append(list, Pool{netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(i), 0, 0}), 16), 16})
+	}
+	return append(list, Pool{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 0, 0}), 16), 20})
+}
+
+// freePool is the first subnet of the pools that overlaps nothing in taken.
+func freePool(pools []Pool, taken []netip.Prefix) (netip.Prefix, error) {
 	for _, p := range pools {
-		if !overlaps(p, taken) {
-			return p, nil
+		for s, ok := p.first(), true; ok; s, ok = p.next(s) {
+			if !overlaps(s, taken) {
+				return s, nil
+			}
 		}
 	}
 	return netip.Prefix{}, invalid("all predefined address pools have been fully subnetted")
@@ -52,9 +84,9 @@ func privateV6(id string) netip.Prefix {
 }
 
 // planIPAM completes what was asked of a network's addresses: a subnet of each
-// family that it has, with its gateway. networks are subnets that are taken, hosts
+// family that it has, with its gateway. pools are for who asks for none, networks are subnets that are taken, hosts
 // those that only the user may choose.
-func planIPAM(id string, v6 bool, asked []apinet.IPAMConfig, networks, hosts []netip.Prefix) ([]apinet.IPAMConfig, error) {
+func planIPAM(id string, v6 bool, asked []apinet.IPAMConfig, pools []Pool, networks, hosts []netip.Prefix) ([]apinet.IPAMConfig, error) {
 	var plan []apinet.IPAMConfig
 	var has4, has6 bool
 	for _, c := range asked {
@@ -75,7 +107,7 @@ func planIPAM(id string, v6 bool, asked []apinet.IPAMConfig, networks, hosts []n
 		plan = append(plan, c)
 	}
 	if !has4 {
-		p, err := freePool(slices.Concat(networks, hosts))
+		p, err := freePool(pools, slices.Concat(networks, hosts))
 		if err != nil {
 			return nil, err
 		}

@@ -33,6 +33,7 @@ func conf(s string) apinet.IPAMConfig {
 
 func TestPlanIPAM(t *testing.T) {
 	const id = "0123"
+	pools := defaultPools()
 	own := privateV6(id).String()
 	for _, c := range []struct {
 		name            string
@@ -65,7 +66,7 @@ func TestPlanIPAM(t *testing.T) {
 		for _, s := range c.asked {
 			asked = append(asked, conf(s))
 		}
-		plan, err := planIPAM(id, c.v6, asked, prefixes(t, c.networks...), prefixes(t, c.hosts...))
+		plan, err := planIPAM(id, c.v6, asked, pools, prefixes(t, c.networks...), prefixes(t, c.hosts...))
 		var got []string
 		for _, p := range plan {
 			got = append(got, fmt.Sprint(p.Subnet, " ", p.Gateway))
@@ -100,5 +101,29 @@ func TestFirstFree(t *testing.T) {
 	}
 	if a := firstFree(&c, func(a netip.Addr) bool { return a.String() == "10.1.0.2" }); a.IsValid() {
 		t.Errorf("the broadcast address %s was given", a)
+	}
+}
+
+// A pool's subnets are handed out one after the other, to its end.
+func TestPools(t *testing.T) {
+	pools := []Pool{{netip.MustParsePrefix("10.9.0.0/23"), 24}, {netip.MustParsePrefix("255.255.255.0/24"), 25}}
+	var taken []netip.Prefix
+	for _, want := range []string{"10.9.0.0/24", "10.9.1.0/24", "255.255.255.0/25", "255.255.255.128/25"} {
+		got, err := freePool(pools, taken)
+		if err != nil || got.String() != want {
+			t.Fatalf("%s, %v, want %s", got, err, want)
+		}
+		taken = append(taken, got)
+	}
+	if got, err := freePool(pools, taken); err == nil {
+		t.Errorf("of nothing: %s", got)
+	}
+	for _, p := range []Pool{
+		{}, {Size: 24}, {netip.MustParsePrefix("10.0.0.1/8"), 24}, {netip.MustParsePrefix("10.0.0.0/24"), 16},
+		{netip.MustParsePrefix("10.0.0.0/24"), 31}, {netip.MustParsePrefix("fd00::/16"), 24},
+	} {
+		if p.Validate() == nil {
+			t.Errorf("%v is taken", p)
+		}
 	}
 }

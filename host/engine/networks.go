@@ -104,9 +104,9 @@ func (e *Engine) loadNetworks() error {
 		}
 		e.networks[rec.ID] = newNetworkState(rec)
 	}
-	subnet, err := freePool(slices.Concat(e.subnetsLocked(), e.cfg.Routes()))
+	subnet, err := freePool(e.pools(), slices.Concat(e.subnetsLocked(), e.cfg.Routes()))
 	if err != nil {
-		subnet = pools[0] // better one that is in the way than none
+		subnet = e.pools()[0].first() // better one that is in the way than none
 	}
 	for name, driver := range map[string]string{
 		apinet.NetworkBridge: driverBridge, apinet.NetworkHost: driverHost, apinet.NetworkNone: driverNull,
@@ -125,6 +125,13 @@ func (e *Engine) loadNetworks() error {
 		e.networks[rec.ID] = newNetworkState(rec)
 	}
 	return nil
+}
+
+func (e *Engine) pools() []Pool {
+	if len(e.cfg.Pools) > 0 {
+		return e.cfg.Pools
+	}
+	return defaultPools()
 }
 
 // subnetsLocked are those of all networks, and the uplink's; the caller holds
@@ -290,7 +297,7 @@ func (e *Engine) NetworkCreate(req apinet.CreateRequest) (apinet.CreateResponse,
 		}
 	}
 	var err error
-	if rec.IPAM.Config, err = planIPAM(rec.ID, rec.IPv6, asked, e.subnetsLocked(), hosts); err == nil {
+	if rec.IPAM.Config, err = planIPAM(rec.ID, rec.IPv6, asked, e.pools(), e.subnetsLocked(), hosts); err == nil {
 		err = writeJSON(e.tmp(), e.networkPath(rec.ID), &rec, true)
 	}
 	if err == nil {

@@ -98,7 +98,8 @@ func prepare() (string, error) {
 	err = errors.Join(err,
 		makeOdd(filepath.Join(dir, "images")),
 		makePosix(root, filepath.Join(dir, "bin")),
-		makeNginx(filepath.Join(root, "dist", "root-nginx"), filepath.Join(dir, "images", "nginx.tar")))
+		makeNginx(filepath.Join(root, "dist", "root-nginx"), filepath.Join(dir, "images", "nginx.tar")),
+		prepareNightly(root, dir))
 	if err != nil {
 		return fail(err)
 	}
@@ -116,12 +117,28 @@ func dockerClient(root, bin string) error {
 	if _, err := os.Stat(filepath.Join(tree, "usr/bin/docker")); err != nil {
 		return fmt.Errorf("no docker client: run `make test`, which fetches it: %w", err)
 	}
-	own := filepath.Join(filepath.Dir(bin), "docker")
+	return ownLibraries(tree, filepath.Join(filepath.Dir(bin), "docker"), "usr/bin/docker", target)
+}
+
+// ownLibraries copies a Debian root, and makes a command that runs a program of
+// it with the libraries there.
+func ownLibraries(tree, own, program, command string) error {
 	if err := os.CopyFS(own, os.DirFS(tree)); err != nil {
 		return err
 	}
-	script := fmt.Sprintf("#!/bin/sh\nexec %[1]s/usr/lib64/ld-linux-x86-64.so.2 --library-path %[1]s/usr/lib/x86_64-linux-gnu %[1]s/usr/bin/docker \"$@\"\n", own)
-	return os.WriteFile(target, []byte(script), 0o755)
+	script := fmt.Sprintf("#!/bin/sh\nexec %[1]s/usr/lib64/ld-linux-x86-64.so.2 --library-path %[1]s/usr/lib/x86_64-linux-gnu %[1]s/%[2]s \"$@\"\n", own, program)
+	return os.WriteFile(command, []byte(script), 0o755)
+}
+
+// prepareNightly makes what only the long tests need.
+func prepareNightly(root, dir string) error {
+	if !nightly() {
+		return nil
+	}
+	return errors.Join(
+		makeApps(filepath.Join(root, "dist", "root-apps"), filepath.Join(dir, "images", "apps.tar")),
+		ownLibraries(filepath.Join(root, "dist", "root-compose"), filepath.Join(dir, "compose"),
+			"usr/libexec/docker/cli-plugins/docker-compose", filepath.Join(dir, "bin", "docker-compose")))
 }
 
 // repository is the module's folder.

@@ -18,6 +18,8 @@ ip link add hole type veth peer name void
 ip link set void up
 ip link set hole up
 ip addr add 198.51.100.1/24 dev hole
+ip route add 172.17.0.0/16 via 198.51.100.2
+ip route add 172.18.64.0/18 via 198.51.100.2 table 7
 ip neigh add 198.51.100.2 lladdr 02:00:00:00:00:01 dev hole nud permanent
 echo '0 2147483647' > /proc/sys/net/ipv4/ping_group_range
 printf 'nameserver 127.0.0.53\n' > "$DIR/resolv.conf"
@@ -45,6 +47,13 @@ func TestOutbound(t *testing.T) {
 	}
 	t.Cleanup(func() { syscall.Kill(atoi(t, strings.TrimSpace(string(pid))), syscall.SIGTERM) })
 
+	// Networks keep out of the way of the host's routes, whatever their table.
+	h.sampan(t, "network", "create", "own")
+	subnets := h.sampan(t, "network", "inspect", "-f", "{{range .IPAM.Config}}{{.Subnet}}{{end}}", "bridge", "own")
+	if subnets != "172.19.0.0/16\n172.20.0.0/16\n" {
+		t.Errorf("subnets beside the host's routes: %q", subnets)
+	}
+
 	h.sampan(t, "run", "-d", "--name", "box", "-v", filepath.Join(files.bin, "peer")+":/peer:ro", "busybox", "sleep", "1000")
 	for _, c := range []struct {
 		cmd  string
@@ -68,6 +77,17 @@ func TestOutbound(t *testing.T) {
 		if c.want == "" && r.code == 0 || c.want != "" && (r.code != 0 || !strings.Contains(r.stdout, c.want)) {
 			t.Errorf("%s: want %q, got %+v", c.cmd, c.want, r)
 		}
+	}
+	// Who may not ping is told so, and why.
+	h.must(t, "nsenter", "--net=/proc/"+strings.TrimSpace(string(pid))+"/ns/net", "sh", "-c", "echo 1 0 > /proc/sys/net/ipv4/ping_group_range")
+	if r := h.try(t, "", "sampan", "exec", "box", "ping", "-c", "1", "-W", "1", "198.51.100.3"); r.code == 0 {
+		t.Errorf("a ping that isn't allowed: %+v", r)
+	}
+	if out := h.sampan(t, "machine", "status"); !strings.Contains(out, "containers can't ping: ") || !strings.Contains(out, "net.ipv4.ping_group_range") {
+		t.Errorf("machine status: %s", out)
+	}
+	if log, err := os.ReadFile(filepath.Join(h.dir, "sampand.log")); err != nil || !strings.Contains(string(log), "pings of containers can't be sent on") {
+		t.Errorf("the log does not tell of pings: %v", err)
 	}
 	// What changes on the host changes for containers.
 	if err := os.WriteFile(filepath.Join(dir, "hosts"), []byte("10.9.8.6 only.here\n"), 0o644); err != nil {
