@@ -62,7 +62,7 @@ func run(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	kids := &runtime.Children{Away: guest.Home.Away}
+	kids := &runtime.Children{Starter: guest.Home.Start}
 	go func() {
 		if err := kids.Run(context.Background()); err != nil {
 			log.Error(err.Error())

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,8 +50,13 @@ func onlineCPUs(files []string) error {
 // Home keeps this process on the first processor of a machine that began with one.
 // Its devices interrupt that one, and under emulation it costs more to wake
 // somebody on another processor than all that is to be done for a packet: a MiB to
-// the guest took 47 such wake-ups, and twice the time. The zero Home leaves the
-// process where the kernel wants it.
+// the guest took 47 such wake-ups, and twice the time.
+//
+// At home the process is in no hurry either: Go's runtime looks after itself every
+// 20 µs as long as there is something to do, and there each look costs more than
+// that. With a timer slack of 1 ms the kernel lets it sleep for as long.
+//
+// The zero Home leaves the process as the kernel wants it.
 type Home struct {
 	mu   sync.Mutex
 	is   bool
@@ -62,12 +68,38 @@ func (h *Home) settle() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.is = true
-	return allow(firstCPU)
+	return errors.Join(allow(firstCPU), eachThread(func(tid int) error {
+		return os.WriteFile(fmt.Sprintf("/proc/%d/timerslack_ns", tid), []byte(strconv.Itoa(homeSlack)), 0)
+	}))
+}
+
+// Timer slack, in nanoseconds (PR_SET_TIMERSLACK in prctl(2)).
+const (
+	usualSlack = 50_000
+	homeSlack  = 1_000_000
+)
+
+// Start calls start, which starts a process, so that the process is none the wiser:
+// it begins with the processors and the timer slack of the thread that has made it.
+func (h *Home) Start(start func() (pid int, err error)) (int, error) {
+	defer h.Away()()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	slack, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+	if err != nil {
+		return 0, os.NewSyscallError("prctl", err)
+	}
+	if slack == homeSlack {
+		if err := unix.Prctl(unix.PR_SET_TIMERSLACK, usualSlack, 0, 0, 0); err != nil {
+			return 0, os.NewSyscallError("prctl", err)
+		}
+		defer unix.Prctl(unix.PR_SET_TIMERSLACK, homeSlack, 0, 0, 0) // as it was
+	}
+	return start()
 }
 
 // Away lets the process run anywhere until back is called: for work that several
-// threads share, and for starting a process, which begins with the processors of
-// the one that starts it.
+// threads share.
 func (h *Home) Away() (back func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -93,13 +125,20 @@ func firstCPU(set *unix.CPUSet) { set.Set(0) }
 func allow(fill func(*unix.CPUSet)) error {
 	var set unix.CPUSet
 	fill(&set)
-	// A thread begins with what the one that has made it was allowed: after a round
-	// without a new one there is none that is missed.
+	return eachThread(func(tid int) error {
+		return os.NewSyscallError("sched_setaffinity", unix.SchedSetaffinity(tid, &set))
+	})
+}
+
+// eachThread does something to all threads of this process, that those which they
+// make later have from the beginning.
+func eachThread(do func(tid int) error) error {
+	// After a round without a new thread there is none that is missed.
 	seen := map[string]bool{}
 	for again := true; again; {
 		tasks, err := os.ReadDir("/proc/self/task")
 		if err != nil {
-			return fmt.Errorf("choose a processor: %w", err)
+			return fmt.Errorf("settle on a processor: %w", err)
 		}
 		again = false
 		for _, t := range tasks {
@@ -108,11 +147,12 @@ func allow(fill func(*unix.CPUSet)) error {
 			}
 			seen[t.Name()], again = true, true
 			tid, err := strconv.Atoi(t.Name())
-			if err != nil {
-				return fmt.Errorf("choose a processor: %w", err)
+			if err == nil {
+				err = do(tid)
 			}
-			if err := unix.SchedSetaffinity(tid, &set); err != nil && err != unix.ESRCH {
-				return fmt.Errorf("choose a processor: %w", os.NewSyscallError("sched_setaffinity", err))
+			// A thread that has ended needs nothing.
+			if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("settle on a processor: %w", err)
 			}
 		}
 	}

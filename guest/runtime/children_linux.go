@@ -19,9 +19,9 @@ import (
 //
 // The zero Children is ready for use.
 type Children struct {
-	// Away lets what is started run where this process itself does not, until back
-	// is called. Optional.
-	Away func() (back func())
+	// Starter calls what starts a process, when this process has something that the
+	// other must not begin with (boot.Home.Start). Optional.
+	Starter func(start func() (pid int, err error)) (int, error)
 
 	mu    sync.RWMutex // held by Start for reading, so that no process is reaped before it is listed
 	lists sync.Mutex
@@ -34,10 +34,11 @@ type Children struct {
 func (c *Children) Start(start func() (pid int, err error)) (int, error) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	if c.Away != nil {
-		defer c.Away()()
+	run := c.Starter
+	if run == nil {
+		run = func(start func() (int, error)) (int, error) { return start() }
 	}
-	pid, err := start()
+	pid, err := run(start)
 	if err != nil {
 		return 0, err
 	}

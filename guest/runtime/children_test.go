@@ -32,17 +32,21 @@ func TestReapOrphan(t *testing.T) {
 	}
 }
 
-// TestChildrenAway: a process is started while this one is away from home.
-func TestChildrenAway(t *testing.T) {
-	away := 0
-	kids := Children{Away: func() func() { away++; return func() { away-- } }}
+// TestChildrenStarter: what starts a process is called by the starter.
+func TestChildrenStarter(t *testing.T) {
+	inside := false
+	kids := Children{Starter: func(start func() (int, error)) (int, error) {
+		inside = true
+		defer func() { inside = false }()
+		return start()
+	}}
 	pid, err := kids.Start(func() (int, error) {
-		if away != 1 {
-			t.Errorf("away %d times when it starts, want once", away)
+		if !inside {
+			t.Error("started without the starter")
 		}
 		return 1, nil
 	})
-	if pid != 1 || err != nil || away != 0 {
-		t.Errorf("started %d, %v, still away: %d", pid, err, away)
+	if pid != 1 || err != nil || !kids.Owned(1) {
+		t.Errorf("started %d, %v, owned: %v", pid, err, kids.Owned(1))
 	}
 }
