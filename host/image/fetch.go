@@ -185,7 +185,7 @@ func (b *blobReader) recover(err error) error {
 			return ctxErr
 		}
 		var refused errRefused
-		if b.failed++; errors.As(err, &refused) || b.failed >= attempts {
+		if b.failed++; errors.As(err, &refused) || errors.Is(err, errHere) || b.failed >= attempts {
 			return err
 		}
 		wait := pause(b.failed, "", time.Time{})

@@ -187,6 +187,9 @@ func (p *proxyHosts) has(address string) bool {
 	return p.hosts[address]
 }
 
+// errHere is where registries may not lead us.
+var errHere = errors.New("registry points to this machine")
+
 // notHere keeps connections from going to this machine, whatever the name that
 // has led there.
 func notHere(_, address string, _ syscall.RawConn) error {
@@ -195,7 +198,7 @@ func notHere(_, address string, _ syscall.RawConn) error {
 		return err
 	}
 	if ip := ap.Addr().Unmap(); ip.IsLoopback() || ip.IsUnspecified() || ip.IsLinkLocalUnicast() || ip.IsMulticast() {
-		return fmt.Errorf("registry points to this machine (%s)", address)
+		return fmt.Errorf("%w (%s)", errHere, address)
 	}
 	return nil
 }

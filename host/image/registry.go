@@ -175,7 +175,7 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	switch {
 	case local && !g.loopback:
-		return nil, fmt.Errorf("registry points to this machine (%s)", req.URL.Host)
+		return nil, fmt.Errorf("%w (%s)", errHere, req.URL.Host)
 	case !local && req.URL.Scheme != "https" && !(own && g.insecure):
 		return nil, fmt.Errorf("%s: plain HTTP is only used for registries on this machine, and those that the configuration calls insecure", req.URL.Host)
 	}

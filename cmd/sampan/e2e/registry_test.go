@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -206,6 +207,72 @@ func TestWrongDigest(t *testing.T) {
 	}
 	lie.Store(false)
 	h.sampan(t, "pull", ref)
+}
+
+// A layer that grows beyond the configured bound, and a registry that points to
+// a service of this machine, are refused in plain words; nothing is stored and
+// nobody is reached.
+func TestHostileRegistry(t *testing.T) {
+	host := otherAddress()
+	if host == "" {
+		t.Skip("this machine has no address but loopback's, where registries may point to it")
+	}
+	var reached atomic.Bool
+	inner := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached.Store(true) }))
+	defer inner.Close()
+	zeros, err := imagetest.Layer(imagetest.File{Name: "zeros", Data: make([]byte, 8<<20)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := zeros.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	real := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/lead/blobs/"+digest.String()) {
+			http.Redirect(w, r, inner.URL+"/secret", http.StatusTemporaryRedirect)
+			return
+		}
+		real.ServeHTTP(w, r)
+	}))
+	srv.Listener.Close()
+	if srv.Listener, err = net.Listen("tcp", net.JoinHostPort(host, "0")); err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	defer srv.Close()
+	addr := srv.Listener.Addr().String()
+	img, err := imagetest.Image(v1.Config{}, zeros)
+	if err == nil {
+		err = errors.Join(imagetest.Push(addr+"/bomb", img), imagetest.Push(addr+"/lead", img))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHome(t)
+	if err := os.MkdirAll(h.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	conf := fmt.Sprintf("[images]\nmax-layer = \"1MiB\"\n[registries.%q]\ninsecure = true\n", addr)
+	if err := os.WriteFile(filepath.Join(h.dir, "config.toml"), []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.sampan(t, "images")
+	before := tree(t, h.dir)
+	for image, words := range map[string]string{"bomb": "layer too big: more than the limit of 1048576 bytes uncompressed", "lead": "registry points to this machine"} {
+		for _, cli := range []string{"sampan", "docker"} {
+			if r := h.try(t, "", cli, "pull", addr+"/"+image); r.code != 1 || !strings.Contains(r.stderr, words) {
+				t.Errorf("%s pull %s: %+v, want the words %q", cli, image, r, words)
+			}
+		}
+	}
+	if reached.Load() {
+		t.Error("a service of this machine was reached")
+	}
+	if after := tree(t, h.dir); after != before {
+		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+	}
 }
 
 // tree lists the files of a home that are not logs.
