@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"net/netip"
 	"runtime"
 	"runtime/debug"
@@ -54,12 +53,8 @@ func serve(ctx context.Context, ready *ready, log *slog.Logger) (err error) {
 	if err != nil {
 		return fmt.Errorf("API socket: %w", err)
 	}
-	srv := &http.Server{
-		Handler: trimmed(api.New(api.Config{Engine: parts.engine, Images: parts.images, Build: build, Home: dir, Log: log}),
-			trimAfter, debug.FreeOSMemory),
-		ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
+	srv := api.NewServer(trimmed(api.New(api.Config{Engine: parts.engine, Images: parts.images, Build: build, Home: dir, Log: log}),
+		trimAfter, debug.FreeOSMemory), api.Limits{Open: openLimit()}, log)
 	if err := h.writePid(); err != nil {
 		ln.Close()
 		return err
@@ -143,6 +138,7 @@ func assemble(h *home, log *slog.Logger) (*parts, error) {
 		Pools:       cfg.Network.pools(),
 		Routes:      virtual.HostRoutes,
 		Arch:        runtime.GOARCH,
+		CPUs:        cfg.Machine.CPUs,
 		Log:         log,
 	})
 	if err != nil {

@@ -285,6 +285,7 @@ func invalid(format string, args ...any) error {
 // body's end: what a hijacked connection would leave of it, were it only a line
 // feed, would be the process's input.
 func decode(w http.ResponseWriter, r *http.Request, v any) error {
+	inTime := hurry(w)
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
 	err := dec.Decode(v)
 	if err == nil {
@@ -295,6 +296,7 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.Is(err, io.EOF):
+		inTime()
 		return nil
 	case errors.As(err, &tooLarge):
 		// A client that is still sending would not read the answer.

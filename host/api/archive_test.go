@@ -3,11 +3,15 @@ package api_test
 import (
 	"context"
 	"io"
+	"strings"
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"sampan/host/engine"
+	"sampan/proto"
 )
 
 // A client that stands still in the middle of a copy does not keep its
@@ -74,9 +78,19 @@ func TestCommitPauses(t *testing.T) {
 		c.Close()
 		t.Error("committed, though it was not paused")
 	}
-	d.ok("kill", "aa")
-	d.ok("wait", "aa")
+	// It may end while it is being paused.
+	g.freezeErr = status.Error(codes.FailedPrecondition, "container aa is not running")
+	id := strings.TrimSpace(d.inspect("aa", "{{.Id}}"))
+	g.beforeFreeze = func() { g.Signal(t.Context(), &proto.SignalRequest{Container: id, Signal: 9}) }
 	c, err := d.engine.Commit(t.Context(), "aa", &container.Config{}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if got := d.status("aa"); got != "exited" {
+		t.Errorf("it is %s", got)
+	}
+	c, err = d.engine.Commit(t.Context(), "aa", &container.Config{}, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -114,7 +114,8 @@ type fakeGuest struct {
 	networks     []string
 	networkNames map[string]string // by ID
 	transfers    map[string]net.Conn
-	freezeErr    error // of Freeze
+	freezeErr    error  // of Freeze
+	beforeFreeze func() // optional
 }
 
 // heard notes what was told of a network.
@@ -382,6 +383,9 @@ func (g *fakeGuest) Changes(context.Context, *proto.ChangesRequest) (*proto.Chan
 }
 
 func (g *fakeGuest) Freeze(_ context.Context, req *proto.FreezeRequest) (*proto.Empty, error) {
+	if f := g.beforeFreeze; f != nil {
+		f()
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.calls = append(g.calls, fmt.Sprint("freeze ", req.Frozen))

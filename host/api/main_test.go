@@ -90,7 +90,7 @@ func (d *daemon) serve() {
 		HostGateway: netip.MustParseAddr("192.168.127.254"),
 		Uplink:      netip.MustParsePrefix("192.168.127.0/24"),
 		Routes:      func() []netip.Prefix { return nil },
-		Arch:        "amd64", Log: log,
+		Arch:        "amd64", CPUs: 4, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

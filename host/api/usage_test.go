@@ -127,3 +127,15 @@ func TestRename(t *testing.T) {
 	d.ok("rename", "aa", "cc")
 	d.ok("rm", "cc", "bb")
 }
+
+// A container can't have processors that the machine has not: the tests' has
+// four.
+func TestCPUs(t *testing.T) {
+	d := start(t)
+	d.ok("create", "--name", "aa", "--cpus", "4", "--cpuset-cpus", "0,2-3", "img")
+	for _, args := range [][]string{{"create", "img"}, {"update", "aa"}} {
+		with := func(option, value string) []string { return []string{args[0], option, value, args[1]} }
+		d.refused("range of CPUs is from 0.01 to 4.00, as there are only 4 CPUs available", with("--cpus", "4.01")...)
+		d.refused("Requested CPUs are not available - requested 1-4, available: 0-3", with("--cpuset-cpus", "1-4")...)
+	}
+}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"fmt"
 	"net/netip"
 	"regexp"
 	"strconv"
@@ -207,6 +208,23 @@ func checkResources(r *container.Resources) error {
 		return invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set")
 	}
 	return refuseResources(r)
+}
+
+// checkCPUs refuses more processors than the guest has, or others.
+func (e *Engine) checkCPUs(r *container.Resources) error {
+	if r.NanoCPUs > int64(e.cfg.CPUs)*1e9 {
+		return invalid("range of CPUs is from 0.01 to %[1]d.00, as there are only %[1]d CPUs available", e.cfg.CPUs)
+	}
+	for _, part := range strings.FieldsFunc(r.CpusetCpus, func(c rune) bool { return c == ',' || c == '-' }) {
+		if n, err := strconv.Atoi(part); err != nil || n >= e.cfg.CPUs {
+			available := "0"
+			if e.cfg.CPUs > 1 {
+				available = fmt.Sprint("0-", e.cfg.CPUs-1)
+			}
+			return invalid("Requested CPUs are not available - requested %s, available: %s", r.CpusetCpus, available)
+		}
+	}
+	return nil
 }
 
 // refuseResources refuses the limits that there are not.

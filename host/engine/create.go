@@ -31,6 +31,9 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 	if err := checkRequest(&req); err != nil {
 		return none, err
 	}
+	if err := e.checkCPUs(&req.HostConfig.Resources); err != nil {
+		return none, err
+	}
 	if name != "" && !containerName.MatchString(name) {
 		return none, invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
@@ -137,9 +140,6 @@ func fill(rec *record, img *container.Config) error {
 	}
 	if h.CgroupnsMode.IsEmpty() {
 		h.CgroupnsMode = container.CgroupnsModePrivate
-		if h.Privileged {
-			h.CgroupnsMode = container.CgroupnsModeHost
-		}
 	}
 	if h.Memory > 0 && h.MemorySwap == 0 {
 		h.MemorySwap = 2 * h.Memory // as much swap as memory

@@ -103,6 +103,8 @@ type Config struct {
 	Pools []Pool
 	// Arch of the guest, as GOARCH.
 	Arch string
+	// CPUs of the guest.
+	CPUs int
 	Log  *slog.Logger
 }
 

@@ -4,9 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"sampan/proto"
 )
@@ -27,10 +30,30 @@ func (e *Engine) Pause(ctx context.Context, name string) error {
 		return conflict("Container %s is already paused", c.id)
 	}
 	if _, err := r.guest.Freeze(ctx, &proto.FreezeRequest{Container: c.id, Frozen: true}); err != nil {
+		if r.endsWithin(ctx, lossTimeout, err) {
+			return conflict("Container %s is not running", c.id)
+		}
 		return fmt.Errorf("cannot pause container %s: %s", c.id, message(err))
 	}
 	e.setPaused(c, r, container.StatePaused, events.ActionPause)
 	return nil
+}
+
+// endsWithin tells whether a run has come to its end, which the guest's refusal
+// of it may precede.
+func (r *run) endsWithin(ctx context.Context, limit time.Duration, refusal error) bool {
+	if code := status.Code(refusal); code != codes.NotFound && code != codes.FailedPrecondition {
+		limit = 0
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-r.ended:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // Unpause lets a container's processes go on.
@@ -129,6 +152,9 @@ func (e *Engine) Update(ctx context.Context, name string, u container.UpdateConf
 	}
 	h := *old
 	if err := merge(&h, u); err != nil {
+		return none, err
+	}
+	if err := e.checkCPUs(&h.Resources); err != nil {
 		return none, err
 	}
 	if r != nil {
