@@ -108,7 +108,7 @@ func (b *bench) serveCrun(ctx context.Context) error {
 	if err := b.do(ctx, "load", "-q", "-i", archive); err != nil {
 		return err
 	}
-	if err := b.do(ctx, "run", "-d", "--privileged", "--name", "crun", "crun", "busybox", "sleep", "100000"); err != nil {
+	if err := b.do(ctx, "run", "-d", "--privileged", "--cgroupns", "host", "--name", "crun", "crun", "busybox", "sleep", "100000"); err != nil {
 		return err
 	}
 	// Its output isn't ours: crun would leave the container ours to wait for.

@@ -66,7 +66,7 @@ func devicesBelow(path, target string) ([]specs.LinuxDevice, error) {
 			return err
 		case d.IsDir() && p != real && slices.Contains(ownDirs, d.Name()):
 			return filepath.SkipDir
-		case d.IsDir(), p == "/dev/console":
+		case d.IsDir(), p == "/dev/console", p == "/dev/ptmx": // a container has its own
 			return nil
 		}
 		node, ok, err := device(p)

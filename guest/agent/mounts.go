@@ -40,10 +40,14 @@ func (s *Service) resolveMounts(r *rootfs, spec *specs.Spec, files map[string][]
 	if err != nil {
 		return err
 	}
+	var options []string
+	if spec.Root != nil && spec.Root.Readonly {
+		options = []string{"ro"}
+	}
 	for _, path := range slices.Sorted(maps.Keys(at)) {
 		// What the user mounts there wins.
 		if !slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return filepath.Clean(m.Destination) == path }) {
-			spec.Mounts = append(spec.Mounts, bindMount(at[path], path, nil))
+			spec.Mounts = append(spec.Mounts, bindMount(at[path], path, options))
 		}
 	}
 	return nil

@@ -115,13 +115,15 @@ var rlimits = map[string]int{
 	"RLIMIT_MSGQUEUE": 12, "RLIMIT_NICE": 13, "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15,
 }
 
-// rlimitsPlan is the spec's limits, and Docker Desktop's where the spec leaves
-// to us what the agent happens to have: Go raises its own soft limit of files.
+// rlimitsPlan is the spec's limits, and those of Docker's service where the spec
+// leaves to us what the agent happens to have: Go raises its own soft limit of
+// files.
 func rlimitsPlan(list []specs.POSIXRlimit) ([]stage2.Rlimit, error) {
 	const files, unlimited = 1 << 20, ^uint64(0)
 	limits := map[int]stage2.Rlimit{
 		rlimits["RLIMIT_NOFILE"]: {Soft: files, Hard: files},
 		rlimits["RLIMIT_NPROC"]:  {Soft: unlimited, Hard: unlimited},
+		rlimits["RLIMIT_CORE"]:   {Soft: unlimited, Hard: unlimited},
 	}
 	for _, l := range list {
 		number, ok := rlimits[l.Type]

@@ -169,6 +169,9 @@ func mask(path string) error {
 		return err
 	}
 	defer unix.Close(cover)
+	if err := setAttr(cover, unix.MOUNT_ATTR_RDONLY, 0, 0, 0); err != nil {
+		return err
+	}
 	return unix.MoveMount(cover, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 }
 
