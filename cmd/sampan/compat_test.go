@@ -91,6 +91,8 @@ func TestCompatibility(t *testing.T) {
 					about = "not there yet"
 				}
 				no = append(no, note("`"+long+"`", about))
+			} else if about, refused := f.Value.(refusedValue); refused {
+				no = append(no, note("`"+long+"`", string(about)))
 			} else if short, _, both := strings.Cut(flag, ", "); both && f.Shorthand != short[1:] {
 				t.Errorf("%s %s: the short form is -%s, Docker's is %s", name, long, f.Shorthand, short)
 			} else if about := never[name+" "+long]; about != "" {

@@ -187,6 +187,8 @@ func TestCreateRefusals(t *testing.T) {
 	}{
 		{"", 1, "sampan: 'sampan run' requires at least 1 argument" + usage},
 		{"--foo x", 125, "unknown flag: --foo" + usage},
+		{"--gpus all x", 125, `invalid argument "all" for "--gpus" flag: not supported: the guest has none` + usage},
+		{"--storage-opt size=1G x", 125, `invalid argument "size=1G" for "--storage-opt" flag: not supported: layers have no quota` + usage},
 		{"--mount type=bind x", 125, `invalid argument "type=bind" for "--mount" flag: target is required` + usage},
 		{"-e", 125, "flag needs an argument: 'e' in -e" + usage},
 		{"--cpus y x", 125, `invalid argument "y" for "--cpus" flag: failed to parse y as a rational number` + usage},

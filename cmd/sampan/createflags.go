@@ -102,6 +102,7 @@ func (f *createFlags) register(fs *pflag.FlagSet) {
 	listVar(fs, &f.volumes, "volume", "v", "Bind mount a volume")
 	fs.StringVarP(&f.workdir, "workdir", "w", "", "Working directory inside the container")
 	f.networks.register(fs)
+	refuseFlags(fs, refusedFlags)
 	f.changed = fs.Changed
 }
 

@@ -125,6 +125,7 @@ func newUpdateCommand(a *app) *cobra.Command {
 	fs.Var(&swap, "memory-swap", "Swap limit equal to memory plus swap: -1 to enable unlimited swap")
 	fs.Int64Var(&pids, "pids-limit", 0, "Tune container pids limit (set -1 for unlimited)")
 	fs.StringVar(&restart, "restart", "", "Restart policy to apply when a container exits")
+	refuseFlags(fs, refusedUpdateFlags)
 	return cmd
 }
 
