@@ -71,7 +71,7 @@ func (x PackRequest_What) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PackRequest_What.Descriptor instead.
 func (PackRequest_What) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39, 0}
+	return file_agent_proto_rawDescGZIP(), []int{41, 0}
 }
 
 type Empty struct {
@@ -398,7 +398,11 @@ type StartRequest struct {
 	//   - a mount of type "host" has the source "EXPORT[/SUBPATH]" in the share
 	//     ShareHost; options "ro" or "rw";
 	//   - a mount of type "volume" has the volume's name as its source; options
-	//     "ro", "rw" and "nocopy". An empty volume is filled from the image;
+	//     "ro", "rw", "nocopy", and "subpath=PATH" for something in it, which must
+	//     be there. An empty volume is filled from the image;
+	//   - a mount of type "socket" is a UNIX socket whose connections become
+	//     streams of the kind StreamSocket; its source is the name that they give.
+	//     Options "ro", "rw" and "mode=OCTAL", which is the socket's;
 	//   - a network namespace with the path "container:ID" is that of another
 	//     container, which must be running.
 	Spec []byte `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
@@ -2000,6 +2004,94 @@ func (x *VolumeRequest) GetName() string {
 	return ""
 }
 
+type VolumeSizesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Names         []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeSizesRequest) Reset() {
+	*x = VolumeSizesRequest{}
+	mi := &file_agent_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeSizesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeSizesRequest) ProtoMessage() {}
+
+func (x *VolumeSizesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeSizesRequest.ProtoReflect.Descriptor instead.
+func (*VolumeSizesRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *VolumeSizesRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+type VolumeSizesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sizes         []int64                `protobuf:"varint,1,rep,packed,name=sizes,proto3" json:"sizes,omitempty"` // bytes, in the order of the names
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeSizesResponse) Reset() {
+	*x = VolumeSizesResponse{}
+	mi := &file_agent_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeSizesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeSizesResponse) ProtoMessage() {}
+
+func (x *VolumeSizesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeSizesResponse.ProtoReflect.Descriptor instead.
+func (*VolumeSizesResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *VolumeSizesResponse) GetSizes() []int64 {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
 type FreezeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
@@ -2010,7 +2102,7 @@ type FreezeRequest struct {
 
 func (x *FreezeRequest) Reset() {
 	*x = FreezeRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2114,7 @@ func (x *FreezeRequest) String() string {
 func (*FreezeRequest) ProtoMessage() {}
 
 func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2127,7 @@ func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
 func (*FreezeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FreezeRequest) GetContainer() string {
@@ -2064,7 +2156,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2076,7 +2168,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2089,7 +2181,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*ProcessInfo {
@@ -2148,7 +2240,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2252,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2265,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProcessInfo) GetPid() int32 {
@@ -2334,7 +2426,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +2438,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2451,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UsageResponse) GetTimeUnixNano() int64 {
@@ -2493,7 +2585,7 @@ type DeviceUsage struct {
 
 func (x *DeviceUsage) Reset() {
 	*x = DeviceUsage{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2597,7 @@ func (x *DeviceUsage) String() string {
 func (*DeviceUsage) ProtoMessage() {}
 
 func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2610,7 @@ func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceUsage.ProtoReflect.Descriptor instead.
 func (*DeviceUsage) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeviceUsage) GetMajor() uint64 {
@@ -2566,7 +2658,7 @@ type InterfaceUsage struct {
 
 func (x *InterfaceUsage) Reset() {
 	*x = InterfaceUsage{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2578,7 +2670,7 @@ func (x *InterfaceUsage) String() string {
 func (*InterfaceUsage) ProtoMessage() {}
 
 func (x *InterfaceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2591,7 +2683,7 @@ func (x *InterfaceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceUsage.ProtoReflect.Descriptor instead.
 func (*InterfaceUsage) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *InterfaceUsage) GetName() string {
@@ -2667,7 +2759,7 @@ type LimitRequest struct {
 
 func (x *LimitRequest) Reset() {
 	*x = LimitRequest{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2679,7 +2771,7 @@ func (x *LimitRequest) String() string {
 func (*LimitRequest) ProtoMessage() {}
 
 func (x *LimitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2692,7 +2784,7 @@ func (x *LimitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRequest.ProtoReflect.Descriptor instead.
 func (*LimitRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *LimitRequest) GetContainer() string {
@@ -2718,14 +2810,17 @@ type Files struct {
 	Ephemeral bool                   `protobuf:"varint,3,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"` // as in StartRequest
 	// Its mounts of the types "host" and "volume": an array of the OCI
 	// runtime-spec's, as JSON.
-	Mounts        []byte `protobuf:"bytes,4,opt,name=mounts,proto3" json:"mounts,omitempty"`
+	Mounts []byte `protobuf:"bytes,4,opt,name=mounts,proto3" json:"mounts,omitempty"`
+	// Instead of a container's files those of the volume that id names: the root
+	// is the volume's, and there are no layers and no mounts.
+	Volume        bool `protobuf:"varint,5,opt,name=volume,proto3" json:"volume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Files) Reset() {
 	*x = Files{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2832,7 @@ func (x *Files) String() string {
 func (*Files) ProtoMessage() {}
 
 func (x *Files) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +2845,7 @@ func (x *Files) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Files.ProtoReflect.Descriptor instead.
 func (*Files) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Files) GetId() string {
@@ -2781,6 +2876,13 @@ func (x *Files) GetMounts() []byte {
 	return nil
 }
 
+func (x *Files) GetVolume() bool {
+	if x != nil {
+		return x.Volume
+	}
+	return false
+}
+
 type StatRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Files         *Files                 `protobuf:"bytes,1,opt,name=files,proto3" json:"files,omitempty"`
@@ -2791,7 +2893,7 @@ type StatRequest struct {
 
 func (x *StatRequest) Reset() {
 	*x = StatRequest{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2803,7 +2905,7 @@ func (x *StatRequest) String() string {
 func (*StatRequest) ProtoMessage() {}
 
 func (x *StatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2816,7 +2918,7 @@ func (x *StatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatRequest.ProtoReflect.Descriptor instead.
 func (*StatRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatRequest) GetFiles() *Files {
@@ -2846,7 +2948,7 @@ type StatResponse struct {
 
 func (x *StatResponse) Reset() {
 	*x = StatResponse{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2858,7 +2960,7 @@ func (x *StatResponse) String() string {
 func (*StatResponse) ProtoMessage() {}
 
 func (x *StatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2871,7 +2973,7 @@ func (x *StatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatResponse.ProtoReflect.Descriptor instead.
 func (*StatResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatResponse) GetName() string {
@@ -2921,7 +3023,7 @@ type PackRequest struct {
 
 func (x *PackRequest) Reset() {
 	*x = PackRequest{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2933,7 +3035,7 @@ func (x *PackRequest) String() string {
 func (*PackRequest) ProtoMessage() {}
 
 func (x *PackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2946,7 +3048,7 @@ func (x *PackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackRequest.ProtoReflect.Descriptor instead.
 func (*PackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PackRequest) GetFiles() *Files {
@@ -2993,7 +3095,7 @@ type UnpackRequest struct {
 
 func (x *UnpackRequest) Reset() {
 	*x = UnpackRequest{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3005,7 +3107,7 @@ func (x *UnpackRequest) String() string {
 func (*UnpackRequest) ProtoMessage() {}
 
 func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3018,7 +3120,7 @@ func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackRequest.ProtoReflect.Descriptor instead.
 func (*UnpackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *UnpackRequest) GetFiles() *Files {
@@ -3066,7 +3168,7 @@ type ChangesRequest struct {
 
 func (x *ChangesRequest) Reset() {
 	*x = ChangesRequest{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3078,7 +3180,7 @@ func (x *ChangesRequest) String() string {
 func (*ChangesRequest) ProtoMessage() {}
 
 func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3091,7 +3193,7 @@ func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesRequest.ProtoReflect.Descriptor instead.
 func (*ChangesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ChangesRequest) GetFiles() *Files {
@@ -3118,7 +3220,7 @@ type ChangesResponse struct {
 
 func (x *ChangesResponse) Reset() {
 	*x = ChangesResponse{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3130,7 +3232,7 @@ func (x *ChangesResponse) String() string {
 func (*ChangesResponse) ProtoMessage() {}
 
 func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3143,7 +3245,7 @@ func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesResponse.ProtoReflect.Descriptor instead.
 func (*ChangesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ChangesResponse) GetChanges() []*Change {
@@ -3170,7 +3272,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3182,7 +3284,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3195,7 +3297,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Change) GetPath() string {
@@ -3221,7 +3323,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3335,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +3348,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ClockRequest) GetAdjustNano() int64 {
@@ -3265,7 +3367,7 @@ type ClockResponse struct {
 
 func (x *ClockResponse) Reset() {
 	*x = ClockResponse{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +3379,7 @@ func (x *ClockResponse) String() string {
 func (*ClockResponse) ProtoMessage() {}
 
 func (x *ClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +3392,7 @@ func (x *ClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
 func (*ClockResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ClockResponse) GetTimeUnixNano() int64 {
@@ -3317,7 +3419,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3329,7 +3431,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3342,7 +3444,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StatusResponse) GetMemoryTotal() uint64 {
@@ -3418,7 +3520,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3430,7 +3532,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3443,7 +3545,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PowerOffRequest) GetGraceMs() uint32 {
@@ -3603,7 +3705,11 @@ const file_agent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05purge\x18\x02 \x01(\bR\x05purge\"#\n" +
 	"\rVolumeRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"E\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"*\n" +
+	"\x12VolumeSizesRequest\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\"+\n" +
+	"\x13VolumeSizesResponse\x12\x14\n" +
+	"\x05sizes\x18\x01 \x03(\x03R\x05sizes\"E\n" +
 	"\rFreezeRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x16\n" +
 	"\x06frozen\x18\x02 \x01(\bR\x06frozen\"\xb9\x01\n" +
@@ -3686,12 +3792,13 @@ const file_agent_proto_rawDesc = "" +
 	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"J\n" +
 	"\fLimitRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x1c\n" +
-	"\tresources\x18\x02 \x01(\fR\tresources\"e\n" +
+	"\tresources\x18\x02 \x01(\fR\tresources\"}\n" +
 	"\x05Files\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06layers\x18\x02 \x03(\tR\x06layers\x12\x1c\n" +
 	"\tephemeral\x18\x03 \x01(\bR\tephemeral\x12\x16\n" +
-	"\x06mounts\x18\x04 \x01(\fR\x06mounts\"O\n" +
+	"\x06mounts\x18\x04 \x01(\fR\x06mounts\x12\x16\n" +
+	"\x06volume\x18\x05 \x01(\bR\x06volume\"O\n" +
 	"\vStatRequest\x12,\n" +
 	"\x05files\x18\x01 \x01(\v2\x16.sampan.agent.v1.FilesR\x05files\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\"\x8f\x01\n" +
@@ -3746,7 +3853,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x10agent_goroutines\x18\b \x01(\rR\x0fagentGoroutines\x12+\n" +
 	"\x11agent_descriptors\x18\t \x01(\rR\x10agentDescriptors\",\n" +
 	"\x0fPowerOffRequest\x12\x19\n" +
-	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\xa8\r\n" +
+	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\x82\x0e\n" +
 	"\x05Agent\x12R\n" +
 	"\tConfigure\x12!.sampan.agent.v1.ConfigureRequest\x1a\".sampan.agent.v1.ConfigureResponse\x12F\n" +
 	"\x05Start\x12\x1d.sampan.agent.v1.StartRequest\x1a\x1e.sampan.agent.v1.StartResponse\x12D\n" +
@@ -3756,7 +3863,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x06Resize\x12\x1e.sampan.agent.v1.ResizeRequest\x1a\x16.sampan.agent.v1.Empty\x12I\n" +
 	"\x06Health\x12\x1e.sampan.agent.v1.HealthRequest\x1a\x1f.sampan.agent.v1.HealthResponse\x12@\n" +
 	"\x06Remove\x12\x1e.sampan.agent.v1.RemoveRequest\x1a\x16.sampan.agent.v1.Empty\x12F\n" +
-	"\fRemoveVolume\x12\x1e.sampan.agent.v1.VolumeRequest\x1a\x16.sampan.agent.v1.Empty\x12@\n" +
+	"\fRemoveVolume\x12\x1e.sampan.agent.v1.VolumeRequest\x1a\x16.sampan.agent.v1.Empty\x12X\n" +
+	"\vVolumeSizes\x12#.sampan.agent.v1.VolumeSizesRequest\x1a$.sampan.agent.v1.VolumeSizesResponse\x12@\n" +
 	"\x06Freeze\x12\x1e.sampan.agent.v1.FreezeRequest\x1a\x16.sampan.agent.v1.Empty\x12P\n" +
 	"\tProcesses\x12\x1f.sampan.agent.v1.ProcessRequest\x1a\".sampan.agent.v1.ProcessesResponse\x12H\n" +
 	"\x05Usage\x12\x1f.sampan.agent.v1.ProcessRequest\x1a\x1e.sampan.agent.v1.UsageResponse\x12>\n" +
@@ -3787,65 +3895,67 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_agent_proto_goTypes = []any{
-	(PackRequest_What)(0),     // 0: sampan.agent.v1.PackRequest.What
-	(*Empty)(nil),             // 1: sampan.agent.v1.Empty
-	(*ConfigureRequest)(nil),  // 2: sampan.agent.v1.ConfigureRequest
-	(*Uplink)(nil),            // 3: sampan.agent.v1.Uplink
-	(*ConfigureResponse)(nil), // 4: sampan.agent.v1.ConfigureResponse
-	(*BootStage)(nil),         // 5: sampan.agent.v1.BootStage
-	(*StartRequest)(nil),      // 6: sampan.agent.v1.StartRequest
-	(*Device)(nil),            // 7: sampan.agent.v1.Device
-	(*HealthCheck)(nil),       // 8: sampan.agent.v1.HealthCheck
-	(*Streams)(nil),           // 9: sampan.agent.v1.Streams
-	(*TerminalSize)(nil),      // 10: sampan.agent.v1.TerminalSize
-	(*Network)(nil),           // 11: sampan.agent.v1.Network
-	(*Endpoint)(nil),          // 12: sampan.agent.v1.Endpoint
-	(*Resolver)(nil),          // 13: sampan.agent.v1.Resolver
-	(*ConnectRequest)(nil),    // 14: sampan.agent.v1.ConnectRequest
-	(*Published)(nil),         // 15: sampan.agent.v1.Published
-	(*PublishRequest)(nil),    // 16: sampan.agent.v1.PublishRequest
-	(*DisconnectRequest)(nil), // 17: sampan.agent.v1.DisconnectRequest
-	(*NetworkRequest)(nil),    // 18: sampan.agent.v1.NetworkRequest
-	(*StartResponse)(nil),     // 19: sampan.agent.v1.StartResponse
-	(*ExecRequest)(nil),       // 20: sampan.agent.v1.ExecRequest
-	(*ProcessRequest)(nil),    // 21: sampan.agent.v1.ProcessRequest
-	(*WaitResponse)(nil),      // 22: sampan.agent.v1.WaitResponse
-	(*SignalRequest)(nil),     // 23: sampan.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),     // 24: sampan.agent.v1.ResizeRequest
-	(*HealthRequest)(nil),     // 25: sampan.agent.v1.HealthRequest
-	(*HealthResponse)(nil),    // 26: sampan.agent.v1.HealthResponse
-	(*HealthResult)(nil),      // 27: sampan.agent.v1.HealthResult
-	(*RemoveRequest)(nil),     // 28: sampan.agent.v1.RemoveRequest
-	(*VolumeRequest)(nil),     // 29: sampan.agent.v1.VolumeRequest
-	(*FreezeRequest)(nil),     // 30: sampan.agent.v1.FreezeRequest
-	(*ProcessesResponse)(nil), // 31: sampan.agent.v1.ProcessesResponse
-	(*ProcessInfo)(nil),       // 32: sampan.agent.v1.ProcessInfo
-	(*UsageResponse)(nil),     // 33: sampan.agent.v1.UsageResponse
-	(*DeviceUsage)(nil),       // 34: sampan.agent.v1.DeviceUsage
-	(*InterfaceUsage)(nil),    // 35: sampan.agent.v1.InterfaceUsage
-	(*LimitRequest)(nil),      // 36: sampan.agent.v1.LimitRequest
-	(*Files)(nil),             // 37: sampan.agent.v1.Files
-	(*StatRequest)(nil),       // 38: sampan.agent.v1.StatRequest
-	(*StatResponse)(nil),      // 39: sampan.agent.v1.StatResponse
-	(*PackRequest)(nil),       // 40: sampan.agent.v1.PackRequest
-	(*UnpackRequest)(nil),     // 41: sampan.agent.v1.UnpackRequest
-	(*ChangesRequest)(nil),    // 42: sampan.agent.v1.ChangesRequest
-	(*ChangesResponse)(nil),   // 43: sampan.agent.v1.ChangesResponse
-	(*Change)(nil),            // 44: sampan.agent.v1.Change
-	(*ClockRequest)(nil),      // 45: sampan.agent.v1.ClockRequest
-	(*ClockResponse)(nil),     // 46: sampan.agent.v1.ClockResponse
-	(*StatusResponse)(nil),    // 47: sampan.agent.v1.StatusResponse
-	(*PowerOffRequest)(nil),   // 48: sampan.agent.v1.PowerOffRequest
-	nil,                       // 49: sampan.agent.v1.StartRequest.FilesEntry
-	nil,                       // 50: sampan.agent.v1.Endpoint.LinksEntry
-	nil,                       // 51: sampan.agent.v1.UsageResponse.MemoryStatEntry
+	(PackRequest_What)(0),       // 0: sampan.agent.v1.PackRequest.What
+	(*Empty)(nil),               // 1: sampan.agent.v1.Empty
+	(*ConfigureRequest)(nil),    // 2: sampan.agent.v1.ConfigureRequest
+	(*Uplink)(nil),              // 3: sampan.agent.v1.Uplink
+	(*ConfigureResponse)(nil),   // 4: sampan.agent.v1.ConfigureResponse
+	(*BootStage)(nil),           // 5: sampan.agent.v1.BootStage
+	(*StartRequest)(nil),        // 6: sampan.agent.v1.StartRequest
+	(*Device)(nil),              // 7: sampan.agent.v1.Device
+	(*HealthCheck)(nil),         // 8: sampan.agent.v1.HealthCheck
+	(*Streams)(nil),             // 9: sampan.agent.v1.Streams
+	(*TerminalSize)(nil),        // 10: sampan.agent.v1.TerminalSize
+	(*Network)(nil),             // 11: sampan.agent.v1.Network
+	(*Endpoint)(nil),            // 12: sampan.agent.v1.Endpoint
+	(*Resolver)(nil),            // 13: sampan.agent.v1.Resolver
+	(*ConnectRequest)(nil),      // 14: sampan.agent.v1.ConnectRequest
+	(*Published)(nil),           // 15: sampan.agent.v1.Published
+	(*PublishRequest)(nil),      // 16: sampan.agent.v1.PublishRequest
+	(*DisconnectRequest)(nil),   // 17: sampan.agent.v1.DisconnectRequest
+	(*NetworkRequest)(nil),      // 18: sampan.agent.v1.NetworkRequest
+	(*StartResponse)(nil),       // 19: sampan.agent.v1.StartResponse
+	(*ExecRequest)(nil),         // 20: sampan.agent.v1.ExecRequest
+	(*ProcessRequest)(nil),      // 21: sampan.agent.v1.ProcessRequest
+	(*WaitResponse)(nil),        // 22: sampan.agent.v1.WaitResponse
+	(*SignalRequest)(nil),       // 23: sampan.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),       // 24: sampan.agent.v1.ResizeRequest
+	(*HealthRequest)(nil),       // 25: sampan.agent.v1.HealthRequest
+	(*HealthResponse)(nil),      // 26: sampan.agent.v1.HealthResponse
+	(*HealthResult)(nil),        // 27: sampan.agent.v1.HealthResult
+	(*RemoveRequest)(nil),       // 28: sampan.agent.v1.RemoveRequest
+	(*VolumeRequest)(nil),       // 29: sampan.agent.v1.VolumeRequest
+	(*VolumeSizesRequest)(nil),  // 30: sampan.agent.v1.VolumeSizesRequest
+	(*VolumeSizesResponse)(nil), // 31: sampan.agent.v1.VolumeSizesResponse
+	(*FreezeRequest)(nil),       // 32: sampan.agent.v1.FreezeRequest
+	(*ProcessesResponse)(nil),   // 33: sampan.agent.v1.ProcessesResponse
+	(*ProcessInfo)(nil),         // 34: sampan.agent.v1.ProcessInfo
+	(*UsageResponse)(nil),       // 35: sampan.agent.v1.UsageResponse
+	(*DeviceUsage)(nil),         // 36: sampan.agent.v1.DeviceUsage
+	(*InterfaceUsage)(nil),      // 37: sampan.agent.v1.InterfaceUsage
+	(*LimitRequest)(nil),        // 38: sampan.agent.v1.LimitRequest
+	(*Files)(nil),               // 39: sampan.agent.v1.Files
+	(*StatRequest)(nil),         // 40: sampan.agent.v1.StatRequest
+	(*StatResponse)(nil),        // 41: sampan.agent.v1.StatResponse
+	(*PackRequest)(nil),         // 42: sampan.agent.v1.PackRequest
+	(*UnpackRequest)(nil),       // 43: sampan.agent.v1.UnpackRequest
+	(*ChangesRequest)(nil),      // 44: sampan.agent.v1.ChangesRequest
+	(*ChangesResponse)(nil),     // 45: sampan.agent.v1.ChangesResponse
+	(*Change)(nil),              // 46: sampan.agent.v1.Change
+	(*ClockRequest)(nil),        // 47: sampan.agent.v1.ClockRequest
+	(*ClockResponse)(nil),       // 48: sampan.agent.v1.ClockResponse
+	(*StatusResponse)(nil),      // 49: sampan.agent.v1.StatusResponse
+	(*PowerOffRequest)(nil),     // 50: sampan.agent.v1.PowerOffRequest
+	nil,                         // 51: sampan.agent.v1.StartRequest.FilesEntry
+	nil,                         // 52: sampan.agent.v1.Endpoint.LinksEntry
+	nil,                         // 53: sampan.agent.v1.UsageResponse.MemoryStatEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	3,  // 0: sampan.agent.v1.ConfigureRequest.uplink:type_name -> sampan.agent.v1.Uplink
 	5,  // 1: sampan.agent.v1.ConfigureResponse.stages:type_name -> sampan.agent.v1.BootStage
-	49, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
+	51, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
 	12, // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
 	9,  // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
 	10, // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
@@ -3854,7 +3964,7 @@ var file_agent_proto_depIdxs = []int32{
 	15, // 8: sampan.agent.v1.StartRequest.published:type_name -> sampan.agent.v1.Published
 	7,  // 9: sampan.agent.v1.StartRequest.devices:type_name -> sampan.agent.v1.Device
 	11, // 10: sampan.agent.v1.Endpoint.network:type_name -> sampan.agent.v1.Network
-	50, // 11: sampan.agent.v1.Endpoint.links:type_name -> sampan.agent.v1.Endpoint.LinksEntry
+	52, // 11: sampan.agent.v1.Endpoint.links:type_name -> sampan.agent.v1.Endpoint.LinksEntry
 	12, // 12: sampan.agent.v1.ConnectRequest.endpoint:type_name -> sampan.agent.v1.Endpoint
 	13, // 13: sampan.agent.v1.ConnectRequest.resolver:type_name -> sampan.agent.v1.Resolver
 	15, // 14: sampan.agent.v1.PublishRequest.published:type_name -> sampan.agent.v1.Published
@@ -3862,16 +3972,16 @@ var file_agent_proto_depIdxs = []int32{
 	10, // 16: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
 	10, // 17: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
 	27, // 18: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
-	32, // 19: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
-	51, // 20: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
-	34, // 21: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
-	35, // 22: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
-	37, // 23: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
-	37, // 24: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
+	34, // 19: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
+	53, // 20: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
+	36, // 21: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
+	37, // 22: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
+	39, // 23: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
+	39, // 24: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
 	0,  // 25: sampan.agent.v1.PackRequest.what:type_name -> sampan.agent.v1.PackRequest.What
-	37, // 26: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
-	37, // 27: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
-	44, // 28: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
+	39, // 26: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
+	39, // 27: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
+	46, // 28: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
 	2,  // 29: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
 	6,  // 30: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
 	20, // 31: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
@@ -3881,47 +3991,49 @@ var file_agent_proto_depIdxs = []int32{
 	25, // 35: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
 	28, // 36: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
 	29, // 37: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
-	30, // 38: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
-	21, // 39: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
-	21, // 40: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
-	36, // 41: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
-	38, // 42: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
-	40, // 43: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
-	41, // 44: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
-	42, // 45: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
-	14, // 46: sampan.agent.v1.Agent.Connect:input_type -> sampan.agent.v1.ConnectRequest
-	17, // 47: sampan.agent.v1.Agent.Disconnect:input_type -> sampan.agent.v1.DisconnectRequest
-	16, // 48: sampan.agent.v1.Agent.Publish:input_type -> sampan.agent.v1.PublishRequest
-	18, // 49: sampan.agent.v1.Agent.RemoveNetwork:input_type -> sampan.agent.v1.NetworkRequest
-	45, // 50: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
-	1,  // 51: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
-	48, // 52: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
-	4,  // 53: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
-	19, // 54: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
-	19, // 55: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
-	22, // 56: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
-	1,  // 57: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
-	1,  // 58: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
-	26, // 59: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
-	1,  // 60: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
-	1,  // 61: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
-	1,  // 62: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
-	31, // 63: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
-	33, // 64: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
-	1,  // 65: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
-	39, // 66: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
-	1,  // 67: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
-	1,  // 68: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
-	43, // 69: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
-	1,  // 70: sampan.agent.v1.Agent.Connect:output_type -> sampan.agent.v1.Empty
-	1,  // 71: sampan.agent.v1.Agent.Disconnect:output_type -> sampan.agent.v1.Empty
-	1,  // 72: sampan.agent.v1.Agent.Publish:output_type -> sampan.agent.v1.Empty
-	1,  // 73: sampan.agent.v1.Agent.RemoveNetwork:output_type -> sampan.agent.v1.Empty
-	46, // 74: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
-	47, // 75: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
-	1,  // 76: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
-	53, // [53:77] is the sub-list for method output_type
-	29, // [29:53] is the sub-list for method input_type
+	30, // 38: sampan.agent.v1.Agent.VolumeSizes:input_type -> sampan.agent.v1.VolumeSizesRequest
+	32, // 39: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
+	21, // 40: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
+	21, // 41: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
+	38, // 42: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
+	40, // 43: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
+	42, // 44: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
+	43, // 45: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
+	44, // 46: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
+	14, // 47: sampan.agent.v1.Agent.Connect:input_type -> sampan.agent.v1.ConnectRequest
+	17, // 48: sampan.agent.v1.Agent.Disconnect:input_type -> sampan.agent.v1.DisconnectRequest
+	16, // 49: sampan.agent.v1.Agent.Publish:input_type -> sampan.agent.v1.PublishRequest
+	18, // 50: sampan.agent.v1.Agent.RemoveNetwork:input_type -> sampan.agent.v1.NetworkRequest
+	47, // 51: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
+	1,  // 52: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
+	50, // 53: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
+	4,  // 54: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
+	19, // 55: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
+	19, // 56: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
+	22, // 57: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
+	1,  // 58: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
+	1,  // 59: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
+	26, // 60: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
+	1,  // 61: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
+	1,  // 62: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
+	31, // 63: sampan.agent.v1.Agent.VolumeSizes:output_type -> sampan.agent.v1.VolumeSizesResponse
+	1,  // 64: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
+	33, // 65: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
+	35, // 66: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
+	1,  // 67: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
+	41, // 68: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
+	1,  // 69: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
+	1,  // 70: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
+	45, // 71: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
+	1,  // 72: sampan.agent.v1.Agent.Connect:output_type -> sampan.agent.v1.Empty
+	1,  // 73: sampan.agent.v1.Agent.Disconnect:output_type -> sampan.agent.v1.Empty
+	1,  // 74: sampan.agent.v1.Agent.Publish:output_type -> sampan.agent.v1.Empty
+	1,  // 75: sampan.agent.v1.Agent.RemoveNetwork:output_type -> sampan.agent.v1.Empty
+	48, // 76: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
+	49, // 77: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
+	1,  // 78: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
+	54, // [54:79] is the sub-list for method output_type
+	29, // [29:54] is the sub-list for method input_type
 	29, // [29:29] is the sub-list for extension type_name
 	29, // [29:29] is the sub-list for extension extendee
 	0,  // [0:29] is the sub-list for field type_name
@@ -3938,7 +4050,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   51,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

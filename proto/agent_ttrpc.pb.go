@@ -17,6 +17,7 @@ type AgentService interface {
 	Health(context.Context, *HealthRequest) (*HealthResponse, error)
 	Remove(context.Context, *RemoveRequest) (*Empty, error)
 	RemoveVolume(context.Context, *VolumeRequest) (*Empty, error)
+	VolumeSizes(context.Context, *VolumeSizesRequest) (*VolumeSizesResponse, error)
 	Freeze(context.Context, *FreezeRequest) (*Empty, error)
 	Processes(context.Context, *ProcessRequest) (*ProcessesResponse, error)
 	Usage(context.Context, *ProcessRequest) (*UsageResponse, error)
@@ -99,6 +100,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.RemoveVolume(ctx, &req)
+			},
+			"VolumeSizes": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req VolumeSizesRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.VolumeSizes(ctx, &req)
 			},
 			"Freeze": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req FreezeRequest
@@ -286,6 +294,14 @@ func (c *agentClient) Remove(ctx context.Context, req *RemoveRequest) (*Empty, e
 func (c *agentClient) RemoveVolume(ctx context.Context, req *VolumeRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "RemoveVolume", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) VolumeSizes(ctx context.Context, req *VolumeSizesRequest) (*VolumeSizesResponse, error) {
+	var resp VolumeSizesResponse
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "VolumeSizes", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

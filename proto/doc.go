@@ -16,6 +16,14 @@
 //	  |------ {"kind":"stdio",…}\n ---------------->|
 //	  |<=============== raw bytes =================>|
 //
+// The other way round, the agent opens one for each connection of a container
+// to a UNIX socket of the host:
+//
+//	guest                                host
+//	  |------ vsock connect CID 2:PortRelay ------->|
+//	  |------ {"kind":"socket",…}\n --------------->|
+//	  |<=============== raw bytes =================>|
+//
 // Nothing is negotiated: both sides are built together, and Configure refuses
 // a Version that differs.
 package proto
@@ -24,7 +32,7 @@ package proto
 
 // Version of the protocol. It changes with every incompatible change to
 // agent.proto or to the streams.
-const Version = 6
+const Version = 7
 
 // vsock ports. The numbers are ours; 1024 is the first unprivileged one.
 const (
@@ -32,6 +40,8 @@ const (
 	PortControl = 1024
 	// PortStream is where the agent listens for byte streams.
 	PortStream = 1025
+	// PortRelay is where the host listens for streams to its UNIX sockets.
+	PortRelay = 1026
 )
 
 // Tags of the virtio-fs shares.

@@ -22,6 +22,10 @@ const (
 	// namespace listen on: a Listeners as a line of JSON at once and after each
 	// change, until the host ends the stream.
 	StreamListeners = "listeners"
+	// StreamSocket is a connection that a container opens to a UNIX socket of
+	// the host. The agent opens the stream, at PortRelay; where the host can't
+	// connect, or knows no such socket, it closes it.
+	StreamSocket = "socket"
 )
 
 // Listeners are the ports that can be connected to by the guest's loopback, in
@@ -61,6 +65,9 @@ type StreamHeader struct {
 	// For StreamDial: as for net.Dial ("tcp", "udp"), by IP address.
 	Network string `json:"network,omitempty"`
 	Address string `json:"address,omitempty"`
+
+	// For StreamSocket: the socket's name, as the mount of type "socket" has it.
+	Socket string `json:"socket,omitempty"`
 }
 
 // WriteHeader sends h as the first line of w.

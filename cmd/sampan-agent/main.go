@@ -76,7 +76,7 @@ func run(log *slog.Logger) error {
 	}
 	streams := agent.NewStreams(log)
 	svc := agent.New(agent.Config{
-		Runtime: rt, Children: kids, Streams: streams,
+		Runtime: rt, Children: kids, Streams: streams, DialHost: dialHost,
 		Stages: guest.Stages, Away: guest.Home.Away, DataDisk: guest.DataDisk, Later: guest.Later, Build: build, Log: log,
 	})
 	// The host may open streams as soon as it has the control connection.

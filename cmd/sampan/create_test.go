@@ -38,6 +38,7 @@ func golden(t *testing.T, path, got string) {
 // what Docker's own client 28.2 sends for the same options.
 func TestCreateRequests(t *testing.T) {
 	t.Setenv("FROMENV", "value")
+	t.Setenv("SSH_AUTH_SOCK", "/agent")
 	path, err := filepath.Abs("testdata/create.golden")
 	if err != nil {
 		t.Fatal(err)
@@ -79,6 +80,7 @@ func TestCreateRequests(t *testing.T) {
 		"--blkio-weight 300 --cpu-period 50000 --cpu-quota 25000 --cpuset-mems 0 --oom-score-adj 500 --oom-kill-disable --userns host x",
 		"-a stdout -i x",
 		"-a STDERR x",
+		"--ssh x",
 		"--volumes-from one --volumes-from two:ro --volume-driver local x",
 		"--platform linux/arm64/v8 --log-driver none x",
 		"--log-driver json-file --log-opt max-size=10m --log-opt max-file=3 x",

@@ -13,6 +13,7 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
 	"github.com/spf13/pflag"
 )
@@ -24,7 +25,7 @@ type createFlags struct {
 	pull, cidfile, stopSignal, restart                    string
 	ipc, pid, uts, cgroupns                               string
 	interactive, tty, init, readOnly, privileged, remove  bool
-	publishAll, quiet                                     bool
+	publishAll, quiet, ssh                                bool
 	stopTimeout                                           int
 	pidsLimit                                             int64
 	memory, memorySwap, memoryReservation, shmSize        bytesValue
@@ -91,6 +92,7 @@ func (f *createFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.remove, "rm", false, "Automatically remove the container and its associated anonymous volumes when it exits")
 	listVar(fs, &f.securityOpt, "security-opt", "", "Security Options")
 	fs.Var(&f.shmSize, "shm-size", "Size of /dev/shm")
+	fs.BoolVar(&f.ssh, "ssh", false, "Give the container the SSH agent of SSH_AUTH_SOCK")
 	fs.StringVar(&f.stopSignal, "stop-signal", "", "Signal to stop the container")
 	fs.IntVar(&f.stopTimeout, "stop-timeout", 0, "Timeout (in seconds) to stop a container")
 	listVar(fs, &f.sysctls, "sysctl", "", "Sysctl options")
@@ -125,6 +127,11 @@ func (f *createFlags) request(args []string, getenv func(string) (string, bool))
 	}
 	if host.Binds, err = f.binds(cfg); err != nil {
 		return none, err
+	}
+	if f.ssh {
+		if err := shareAgent(cfg, host, getenv); err != nil {
+			return none, err
+		}
 	}
 	req := client.ContainerCreateOptions{Config: cfg, HostConfig: host, Name: f.name}
 	if req.Platform, err = platformOf(f.limits.platform); err != nil {
@@ -319,6 +326,24 @@ func (f *createFlags) binds(cfg *container.Config) ([]string, error) {
 		binds = append(binds, source+":"+rest)
 	}
 	return binds, nil
+}
+
+// agentSocket is where --ssh puts the agent's socket, as Docker Desktop does.
+const agentSocket = "/run/host-services/ssh-auth.sock"
+
+// shareAgent mounts the user's SSH agent and tells the container's programs.
+func shareAgent(cfg *container.Config, h *container.HostConfig, getenv func(string) (string, bool)) error {
+	path, _ := getenv("SSH_AUTH_SOCK")
+	if path == "" {
+		return errors.New("--ssh: SSH_AUTH_SOCK is not set: no SSH agent runs here")
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	h.Mounts = append(h.Mounts, mount.Mount{Type: mount.TypeBind, Source: path, Target: agentSocket})
+	cfg.Env = append(cfg.Env, "SSH_AUTH_SOCK="+agentSocket)
+	return nil
 }
 
 // tmpfs reads "PATH[:OPTIONS]".

@@ -34,24 +34,28 @@ func newMachineCommand(a *app) *cobra.Command {
 
 // machineCall calls one of the machine's endpoints. The caller closes the body.
 func (a *app) machineCall(ctx context.Context, start bool, method, path string, body any) (*http.Response, error) {
+	if body == nil {
+		return a.ownCall(ctx, start, method, "/machine"+path, "", nil)
+	}
+	text, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	return a.ownCall(ctx, start, method, "/machine"+path, "application/json", bytes.NewReader(text))
+}
+
+// ownCall calls an endpoint that Docker doesn't have. The caller closes the body.
+func (a *app) ownCall(ctx context.Context, start bool, method, path, kind string, in io.Reader) (*http.Response, error) {
 	c, err := a.connect(ctx, start)
 	if err != nil {
 		return nil, err
 	}
-	var in io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return nil, err
-		}
-		in = bytes.NewReader(text)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://sampan/sampan/machine"+path, in)
+	req, err := http.NewRequestWithContext(ctx, method, "http://sampan/sampan"+path, in)
 	if err != nil {
 		return nil, err
 	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+	if kind != "" {
+		req.Header.Set("Content-Type", kind)
 	}
 	resp, err := c.plain.Do(req)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 
 func newVolumeCommand(a *app) *cobra.Command {
 	return group("volume", "Manage volumes",
-		newVolumeCreateCommand(a), newVolumeInspectCommand(a), newVolumeListCommand(a),
+		newVolumeCreateCommand(a), newVolumeExportCommand(a), newVolumeImportCommand(a), newVolumeInspectCommand(a), newVolumeListCommand(a),
 		newVolumePruneCommand(a), newVolumeRemoveCommand(a))
 }
 

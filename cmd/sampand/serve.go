@@ -23,6 +23,7 @@ import (
 	"sampan/host/image"
 	"sampan/host/machine"
 	"sampan/host/network"
+	"sampan/host/relay"
 	"sampan/host/share"
 	"sampan/proto"
 	"sampan/vm"
@@ -109,6 +110,7 @@ func assemble(h *home, log *slog.Logger) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
+	sockets := relay.New(log)
 	bundle := &guest{log: log}
 	p.machine = machine.New(machine.Config{
 		Driver: newDriver(cfg, log),
@@ -120,6 +122,7 @@ func assemble(h *home, log *slog.Logger) (*parts, error) {
 			{Tag: proto.ShareHost, Dirs: hostDirs(), Server: tree.Server()},
 		},
 		Network:    virtual,
+		Relay:      sockets,
 		ConsoleLog: h.path("console.log"),
 		Idle:       time.Duration(cfg.Machine.Idle),
 		Log:        log,
@@ -130,6 +133,7 @@ func assemble(h *home, log *slog.Logger) (*parts, error) {
 		Image:       p.image,
 		HoldLayers:  p.images.Hold,
 		Export:      func(path string, ro bool) (engine.Export, error) { return exportOf(tree, path, ro) },
+		Socket:      func(path string) (engine.Export, error) { return socketOf(sockets, path) },
 		DNS:         []netip.Addr{virtual.Gateway()},
 		HostGateway: virtual.HostLoopback(),
 		Warnings:    virtual.Warnings,
@@ -197,6 +201,15 @@ func exportOf(tree *share.Tree, path string, ro bool) (engine.Export, error) {
 		return nil, err
 	}
 	return x, nil
+}
+
+// socketOf is exportOf for sockets.
+func socketOf(sockets *relay.Relay, path string) (engine.Export, error) {
+	s, err := sockets.Add(path)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // quiet takes the virtual network's own log: it reports as errors what is no

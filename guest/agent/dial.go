@@ -64,16 +64,16 @@ type duplex interface {
 // proxied is a stream and the connection that it stands for.
 type proxied struct {
 	stream duplex
-	conn   *net.TCPConn
+	conn   duplex
 
 	mu    sync.Mutex
 	ended bool // stream.CloseWrite was called
 }
 
 // proxy copies both ways, passing half-closes on. An error in one direction
-// ends both: the TCP side then sees a reset, and so does the host's, since a
+// ends both: a TCP side then sees a reset, and so does the host's, since a
 // stream that is closed before both its directions were ended was reset.
-func proxy(stream duplex, conn *net.TCPConn) {
+func proxy(stream, conn duplex) {
 	p := &proxied{stream: stream, conn: conn}
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -108,7 +108,9 @@ func (p *proxied) endAnswer() error {
 }
 
 func (p *proxied) reset() {
-	p.conn.SetLinger(0)
+	if tcp, ok := p.conn.(*net.TCPConn); ok {
+		tcp.SetLinger(0)
+	}
 	p.conn.Close()
 	p.stream.Close()
 }

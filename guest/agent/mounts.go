@@ -5,6 +5,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -15,6 +16,7 @@ import (
 const (
 	mountHost   = "host"
 	mountVolume = "volume"
+	mountSocket = "socket"
 )
 
 // resolveMounts turns the mounts that only the agent knows into binds, and
@@ -27,7 +29,9 @@ func (s *Service) resolveMounts(r *rootfs, spec *specs.Spec, files map[string][]
 		case mountHost:
 			src, err = r.bind(boot.HostDir, m.Source)
 		case mountVolume:
-			src, err = s.volume(r, m)
+			src, err = s.bindVolume(r, m)
+		case mountSocket:
+			src, err = r.relay(m, s.cfg.DialHost, s.cfg.Log)
 		default:
 			continue
 		}
@@ -53,11 +57,24 @@ func (s *Service) resolveMounts(r *rootfs, spec *specs.Spec, files map[string][]
 	return nil
 }
 
+// bindVolume returns where the volume that m names, or the part of it, is.
+func (s *Service) bindVolume(r *rootfs, m specs.Mount) (string, error) {
+	data, part, err := s.volume(r, m)
+	if err != nil || part == "" {
+		return data, err
+	}
+	tree, isDir, err := cloneVolumePart(data, part)
+	if err != nil {
+		return "", err
+	}
+	return r.attach(tree, isDir)
+}
+
 // bindMount is a mount of src, with those options that the kernel knows.
 func bindMount(src, dst string, options []string) specs.Mount {
 	opts := []string{"rbind"}
 	for _, o := range options {
-		if o != "nocopy" && o != "rbind" && o != "bind" {
+		if o != "nocopy" && o != "rbind" && o != "bind" && !strings.HasPrefix(o, socketMode) && !strings.HasPrefix(o, subpath) {
 			opts = append(opts, o)
 		}
 	}

@@ -20,6 +20,7 @@ type rootfs struct {
 	data   string            // /data/containers/ID
 	binds  []string          // mounted below run, in order
 	files  map[string]string // what is mounted over the container's own files, by path
+	relays []*relay
 	// ephemeral says that the writable layer goes with the container's end.
 	ephemeral bool
 }
@@ -58,9 +59,12 @@ func (r *rootfs) mount() (err error) {
 	return nil
 }
 
-// unmount undoes mount and bind, and removes the runtime directory. The
+// unmount undoes mount, bind and relay, and removes the runtime directory. The
 // container's own mount namespace must have ended.
 func (r *rootfs) unmount() error {
+	for _, rl := range r.relays {
+		rl.close()
+	}
 	var errs []error
 	for _, b := range append(r.binds, r.root()) {
 		if err := unix.Unmount(b, unix.UMOUNT_NOFOLLOW); err != nil {
@@ -84,13 +88,18 @@ func (r *rootfs) bind(dir, src string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return r.attach(tree, isDir)
+}
+
+// attach mounts a detached tree, which it closes, and returns where.
+func (r *rootfs) attach(tree int, isDir bool) (string, error) {
 	defer unix.Close(tree)
 	target, err := r.bindTarget(isDir)
 	if err != nil {
 		return "", err
 	}
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return "", &fs.PathError{Op: "bind", Path: src, Err: err}
+		return "", fmt.Errorf("bind: %w", err)
 	}
 	r.binds = append(r.binds, target)
 	return target, nil
@@ -100,14 +109,17 @@ func (r *rootfs) bind(dir, src string) (string, error) {
 // names. No symbolic link is followed on the way, and a rename by somebody else
 // can't lead elsewhere: the object that was opened is the one that is mounted.
 func cloneBelow(dir, src string) (tree int, isDir bool, err error) {
+	return clone(dir, src, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_MAGICLINKS)
+}
+
+func clone(dir, src string, resolve uint64) (tree int, isDir bool, err error) {
 	base, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, false, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(base)
 	fd, err := unix.Openat2(base, src, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve,
 	})
 	if err != nil {
 		return -1, false, &fs.PathError{Op: "open", Path: src, Err: err}

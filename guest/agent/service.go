@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -26,6 +27,8 @@ type Config struct {
 	Runtime  *runtime.Runtime
 	Children *runtime.Children
 	Streams  *Streams
+	// DialHost connects to a vsock port of the host.
+	DialHost func(port uint32) (net.Conn, error)
 	// Stages and DataDisk tell about the boot, for Configure.
 	Stages   func() []boot.Stage
 	DataDisk string

@@ -133,7 +133,12 @@ func (s *Service) withView(ctx context.Context, files *proto.Files, mounts bool,
 	}
 	t := s.transfers.begin(files.GetId())
 	defer s.transfers.finish(t)
-	v, err := s.openView(ctx, files, mounts)
+	var v *view
+	if files.GetVolume() {
+		v, err = s.openVolume(files.Id)
+	} else {
+		v, err = s.openView(ctx, files, mounts)
+	}
 	if err != nil {
 		return err
 	}
@@ -179,7 +184,7 @@ func (s *Service) send(ctx context.Context, t *transfer, name string, write func
 // Unpack implements proto.AgentService.
 func (s *Service) Unpack(ctx context.Context, req *proto.UnpackRequest) (*proto.Empty, error) {
 	err := s.withView(ctx, req.Files, true, func(t *transfer, v *view) error {
-		o := archive.Options{KeepKind: req.KeepKind}
+		o := archive.Options{KeepKind: req.KeepKind, Own: req.Files.GetVolume()}
 		if req.Owner != "" {
 			uid, gid, err := runtime.LookupUser(v.dir, req.Owner)
 			if err != nil {

@@ -208,9 +208,11 @@ func (s *Service) mountInView(v *view, base *rootfs, m specs.Mount) error {
 	case mountHost:
 		tree, isDir, err = cloneBelow(boot.HostDir, m.Source)
 	case mountVolume:
-		var dir string
-		if dir, err = s.volume(base, m); err == nil {
-			tree, err = cloneMount(dir)
+		var data, part string
+		if data, part, err = s.volume(base, m); err == nil && part == "" {
+			tree, err = cloneMount(data)
+		} else if err == nil {
+			tree, isDir, err = cloneVolumePart(data, part)
 		}
 	default:
 		return errorf(codes.InvalidArgument, "a mount of type %q", m.Type)

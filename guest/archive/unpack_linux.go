@@ -29,6 +29,8 @@ type Options struct {
 	// KeepKind refuses to replace a directory by something else, and something
 	// else by a directory (ErrKind).
 	KeepKind bool
+	// Own gives the place to unpack to itself what the tar says of it.
+	Own bool
 	// Owner is who gets everything. Nil: whom the tar names.
 	Owner *Owner
 }
@@ -136,7 +138,7 @@ func (u *unpacker) entry(hdr *tar.Header, content io.Reader) error {
 	}
 	defer dir.Close()
 	exists, err := u.clear(dir, name, hdr)
-	if err != nil || exists && name == "." {
+	if err != nil || exists && name == "." && !u.o.Own {
 		return err
 	}
 	switch hdr.Typeflag {

@@ -118,6 +118,9 @@ func (s *server) routes() []route {
 		{"GET /volumes/{name}", s.volumeInspect},
 		{"DELETE /volumes/{name}", s.volumeRemove},
 
+		{"GET /sampan/volumes/{name}/tar", s.volumeExport},
+		{"PUT /sampan/volumes/{name}/tar", s.volumeImport},
+
 		{"GET /networks", s.networkList},
 		{"POST /networks/create", s.networkCreate},
 		{"POST /networks/prune", s.networkPrune},

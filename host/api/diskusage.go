@@ -43,7 +43,7 @@ func (s *server) diskUsage(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	if want(system.VolumeObject) {
-		if du.VolumeUsage, err = s.volumeUsage(); err != nil {
+		if du.VolumeUsage, err = s.volumeUsage(r); err != nil {
 			return err
 		}
 	}
@@ -140,19 +140,21 @@ func (s *server) containerUsage(r *http.Request) (*container.DiskUsage, error) {
 	return u, nil
 }
 
-func (s *server) volumeUsage() (*volume.DiskUsage, error) {
+func (s *server) volumeUsage(r *http.Request) (*volume.DiskUsage, error) {
 	list, err := s.Engine.VolumeList(nil)
 	if err != nil {
 		return nil, err
 	}
 	users := s.Engine.VolumeUsers()
+	sizes := s.Engine.VolumeSizes(r.Context())
 	u := &volume.DiskUsage{TotalCount: int64(len(list)), Items: list}
 	for i, v := range list {
-		if v.UsageData == nil {
-			// Only the guest could tell the size.
-			v.UsageData = &volume.UsageData{Size: -1, RefCount: int64(len(users[v.Name]))}
-			u.Items[i] = v
+		size, known := sizes[v.Name]
+		if !known {
+			size = -1
 		}
+		v.UsageData = &volume.UsageData{Size: size, RefCount: int64(len(users[v.Name]))}
+		u.Items[i] = v
 		if v.UsageData.RefCount > 0 {
 			u.ActiveCount++
 		} else if v.UsageData.Size > 0 {

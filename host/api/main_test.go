@@ -86,6 +86,7 @@ func (d *daemon) serve() {
 	d.engine, err = engine.New(engine.Config{
 		Home: d.home, Machine: d.machine, Image: d.image, HoldLayers: d.images.Hold,
 		Export:      func(string, bool) (engine.Export, error) { return fakeExport{}, nil },
+		Socket:      func(string) (engine.Export, error) { return fakeExport{}, nil },
 		DNS:         []netip.Addr{netip.MustParseAddr("192.168.127.1")},
 		HostGateway: netip.MustParseAddr("192.168.127.254"),
 		Uplink:      netip.MustParsePrefix("192.168.127.0/24"),

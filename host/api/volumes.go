@@ -45,3 +45,22 @@ func (s *server) volumePrune(w http.ResponseWriter, r *http.Request) error {
 	report, err := s.Engine.VolumePrune(r.Context(), f)
 	return s.reply(w, http.StatusOK, report, err)
 }
+
+// volumeExport sends a tar of a volume's files.
+func (s *server) volumeExport(w http.ResponseWriter, r *http.Request) error {
+	tar, err := s.Engine.VolumeExport(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return err
+	}
+	defer tar.Close()
+	return sendTar(w, "application/x-tar", tar)
+}
+
+// volumeImport unpacks a tar in a volume.
+func (s *server) volumeImport(w http.ResponseWriter, r *http.Request) error {
+	if err := s.Engine.VolumeImport(r.Context(), r.PathValue("name"), r.Body); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}

@@ -45,7 +45,12 @@ func (e *Engine) borrow(ctx context.Context, name string, mounts bool) (*borrowe
 	}
 	hold := e.machine.Hold()
 	var exports []Export
+	unuse := func() {}
+	if mounts {
+		unuse = e.useVolumes(c.view().rec.Mounts)
+	}
 	b := &borrowed{ctx: ctx, end: sync.OnceFunc(func() {
+		unuse()
 		for _, x := range exports {
 			if err := x.Close(); err != nil {
 				e.log.Warn("end of a share", "name", x.Name(), "error", err)
@@ -91,7 +96,7 @@ func (e *Engine) lay(b *borrowed, c *ctr, mounts bool) (exports []Export, err er
 	}
 	kept := list[:0]
 	for _, m := range list {
-		if m.Type != "tmpfs" { // the container's own
+		if m.Type != "tmpfs" && m.Type != "socket" { // the container's own
 			kept = append(kept, m)
 		}
 	}
@@ -348,10 +353,21 @@ func (e *Engine) CopyTo(ctx context.Context, name, p string, tar io.Reader, o Co
 	if err := writable(&b.rec, p); err != nil {
 		return err
 	}
-	req := &proto.UnpackRequest{Files: b.files, Transfer: newID(), Path: p, KeepKind: o.KeepKind}
+	req := &proto.UnpackRequest{Path: p, KeepKind: o.KeepKind}
 	if o.ToUser {
 		req.Owner = b.rec.Config.User
 	}
+	err = b.unpack(req, tar, func(err error) error { return fileError(err, name, p) })
+	if err == nil {
+		e.emitByID(b.rec.ID, events.ActionExtractToDir)
+	}
+	return err
+}
+
+// unpack has the guest read a tar; its error is as judge has it. The caller ends
+// b.
+func (b *borrowed) unpack(req *proto.UnpackRequest, tar io.Reader, judge func(error) error) error {
+	req.Files, req.Transfer = b.files, newID()
 	conn, err := b.guest.Archive(b.ctx, b.files.Id, req.Transfer)
 	if err != nil {
 		return err
@@ -376,10 +392,7 @@ func (e *Engine) CopyTo(ctx context.Context, name, p string, tar io.Reader, o Co
 		conn.Close()
 	}
 	if <-done; reason != nil && b.ctx.Err() == nil {
-		return fileError(reason, name, p)
-	}
-	if err == nil {
-		e.emitByID(b.rec.ID, events.ActionExtractToDir)
+		return judge(reason)
 	}
 	return errors.Join(err, b.ctx.Err())
 }

@@ -303,7 +303,7 @@ func (e *Engine) nameVolumes(rec *record) error {
 func anonymousVolume(m *mountRecord, h *container.HostConfig) *volumeRecord {
 	labels := map[string]string{anonymousLabel: ""}
 	maps.Copy(labels, mountLabels(h, m.Destination))
-	return &volumeRecord{ID: m.VolumeID, Name: m.Name, Created: time.Now().UTC(), Labels: labels}
+	return &volumeRecord{ID: m.VolumeID, Name: m.Name, Created: time.Now().UTC(), Labels: labels, Measured: true}
 }
 
 // mountLabels are the labels that a request gives a volume made for a mount.

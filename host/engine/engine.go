@@ -59,7 +59,7 @@ type Machine interface {
 
 // Export is a host path that the guest can reach.
 type Export interface {
-	// Name of its entry in the share proto.ShareHost.
+	// Name of its entry in the share proto.ShareHost, or of a socket.
 	Name() string
 	Close() error
 }
@@ -84,6 +84,9 @@ type Config struct {
 	HoldLayers func(layers []string) (release func())
 	// Export gives the guest access to a host path.
 	Export func(path string, readOnly bool) (Export, error)
+	// Socket gives the guest access to a UNIX socket of the host; its name is
+	// the source of a mount of type "socket".
+	Socket func(path string) (Export, error)
 	// DNS are the name servers of containers, without --dns.
 	DNS []netip.Addr
 	// HostGateway is the address of this host as containers see it: what

@@ -26,7 +26,8 @@ var bindNoOps = []string{
 	"private", "rprivate", "shared", "rshared", "slave", "rslave",
 }
 
-// dockerSocket is where containers look for the API.
+// dockerSockets are where clients look for the API: as a source they mean
+// Sampan's own, whatever the host has there.
 var dockerSockets = []string{"/var/run/docker.sock", "/run/docker.sock"}
 
 // parseBind reads one of HostConfig.Binds, SOURCE:DESTINATION[:OPTIONS].
@@ -63,7 +64,7 @@ func parseBind(spec string) (mountRecord, error) {
 		if m.NoCopy {
 			return m, invalid("invalid volume specification: '%s': nocopy is only for volumes", spec)
 		}
-		return m, checkBindSource(m.Source)
+		return m, nil
 	}
 	if !volumeName.MatchString(parts[0]) {
 		return m, invalid("create %[1]s: %[1]q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", parts[0])
@@ -84,13 +85,6 @@ func mountTarget(p string) (string, error) {
 		return "", errors.New("invalid specification: destination can't be '/'")
 	}
 	return p, nil
-}
-
-func checkBindSource(src string) error {
-	if slices.Contains(dockerSockets, src) {
-		return unsupported("the source %s", src)
-	}
-	return nil
 }
 
 // parseMount reads one of HostConfig.Mounts.
@@ -125,10 +119,13 @@ func parseMount(m mount.Mount) (mountRecord, error) {
 				return out, err
 			}
 		}
+		if slices.Contains(dockerSockets, out.Source) {
+			return out, nil
+		}
 		if _, err := os.Stat(out.Source); errors.Is(err, fs.ErrNotExist) && !out.Create {
 			return bad("bind source path does not exist: %s", m.Source)
 		}
-		return out, checkBindSource(out.Source)
+		return out, nil
 	case mount.TypeVolume:
 		return volumeMount(m, out)
 	case mount.TypeTmpfs:
@@ -151,10 +148,12 @@ func volumeMount(m mount.Mount, out mountRecord) (mountRecord, error) {
 	}
 	out.Name, out.Driver, out.Mode = m.Source, "local", "z"
 	if o := m.VolumeOptions; o != nil {
-		out.NoCopy = o.NoCopy
+		out.NoCopy, out.Subpath = o.NoCopy, o.Subpath
+		if o.Subpath != "" && !filepath.IsLocal(o.Subpath) {
+			return out, invalid("invalid mount config for type %q: subpath must be a relative path within the volume", m.Type)
+		}
 		driver := o.DriverConfig != nil && (o.DriverConfig.Name != "" && o.DriverConfig.Name != "local" || len(o.DriverConfig.Options) > 0)
 		return out, refuse([]named{
-			{"VolumeOptions.Subpath", o.Subpath != ""},
 			{"VolumeOptions.DriverConfig", driver},
 		})
 	}
@@ -303,6 +302,15 @@ func (e *Engine) ociMounts(ms []mountRecord) (out []specs.Mount, exports []Expor
 		}
 		switch m.Type {
 		case mount.TypeBind:
+			if path, mode := e.socketSource(m.Source); path != "" {
+				x, err := e.cfg.Socket(path)
+				if err != nil {
+					return nil, exports, fmt.Errorf("mount %s: %w", m.Source, err)
+				}
+				exports = append(exports, x)
+				out = append(out, specs.Mount{Destination: m.Destination, Type: "socket", Source: x.Name(), Options: []string{access, mode}})
+				continue
+			}
 			if err := ensureSource(m); err != nil {
 				return nil, exports, err
 			}
@@ -317,12 +325,35 @@ func (e *Engine) ociMounts(ms []mountRecord) (out []specs.Mount, exports []Expor
 			if m.NoCopy {
 				opts = append(opts, "nocopy")
 			}
+			if m.Subpath != "" {
+				opts = append(opts, "subpath="+m.Subpath)
+			}
 			out = append(out, specs.Mount{Destination: m.Destination, Type: "volume", Source: m.VolumeID, Options: opts})
 		case mount.TypeTmpfs:
 			out = append(out, specs.Mount{Destination: m.Destination, Type: "tmpfs", Source: "tmpfs", Options: m.Options})
 		}
 	}
 	return out, exports, nil
+}
+
+// socketSource tells which UNIX socket of the host a source means, if it means
+// one, and the mode that it has in the container. Who may connect to the API has
+// power over all containers: in a container that is root and its group, as with
+// Docker. What else the user can reach is any container user's, as shared files
+// are.
+func (e *Engine) socketSource(src string) (path, mode string) {
+	api := filepath.Join(e.cfg.Home, "docker.sock")
+	if slices.Contains(dockerSockets, src) {
+		return api, "mode=660"
+	}
+	fi, err := os.Stat(src)
+	if err != nil || fi.Mode().Type() != fs.ModeSocket {
+		return "", ""
+	}
+	if own, err := os.Stat(api); err == nil && os.SameFile(fi, own) {
+		return api, "mode=660"
+	}
+	return src, "mode=666"
 }
 
 // ensureSource makes a missing source of -v, as the user.

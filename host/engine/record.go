@@ -68,6 +68,8 @@ type mountRecord struct {
 	VolumeID string `json:",omitempty"`
 	// NoCopy keeps an empty volume empty.
 	NoCopy bool `json:",omitempty"`
+	// Subpath is the part of the volume that is mounted; "": all.
+	Subpath string `json:",omitempty"`
 	// Anonymous volumes go with the container.
 	Anonymous bool `json:",omitempty"`
 	// Options of a tmpfs.

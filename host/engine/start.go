@@ -28,6 +28,7 @@ type run struct {
 	streams *streams
 	hub     *hub
 	exports []Export
+	unuse   func() // of the volumes; nil before they are used
 	started time.Time
 	ended   chan struct{} // closed when the container's state says so
 	// unmirror is called at the end of a run in the host's network; else nil.
@@ -160,6 +161,7 @@ func (e *Engine) begin(ctx context.Context, c *ctr, h *hub) (err error) {
 	for _, ep := range r.endpoints() {
 		e.emitNetwork(&ep.net.networkRecord, events.ActionConnect, map[string]string{"container": c.id})
 	}
+	e.emitMounts(c)
 	e.emitContainer(c, events.ActionStart, nil)
 	e.wg.Go(func() { e.supervise(c, r, log) })
 	if checked {
@@ -192,6 +194,7 @@ func (e *Engine) boot(ctx context.Context, c *ctr) (Guest, error) {
 // startRequest makes the request for the guest, and takes what it needs on the
 // host into r.
 func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.StartRequest, error) {
+	r.unuse = e.useVolumes(rec.Mounts)
 	mounts, exports, err := e.ociMounts(rec.Mounts)
 	r.exports = exports
 	if err != nil {
@@ -271,6 +274,9 @@ func (e *Engine) free(r *run) {
 		if err := x.Close(); err != nil {
 			e.log.Warn("end of a share", "name", x.Name(), "error", err)
 		}
+	}
+	if r.unuse != nil {
+		r.unuse()
 	}
 	r.release()
 }

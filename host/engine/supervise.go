@@ -154,6 +154,7 @@ func (e *Engine) exited(c *ctr, r *run, end ending, endOutput func()) {
 	for _, ep := range ends {
 		e.emitNetwork(&ep.net.networkRecord, events.ActionDisconnect, map[string]string{"container": c.id})
 	}
+	e.emitUnmounts(c)
 	close(r.ended)
 	endOutput()
 	switch {

@@ -24,6 +24,13 @@ type volumeRecord struct {
 	Name    string
 	Created time.Time
 	Labels  map[string]string
+	// Size in bytes, when it was last measured; nothing has changed since if
+	// Measured is true. Engine.mu guards these.
+	Size     int64
+	Measured bool
+
+	uses    int // by containers that run or whose files are copied
+	changes int // counts beginnings and ends of uses
 }
 
 func (v *volumeRecord) api() volume.Volume {
@@ -103,7 +110,7 @@ func (e *Engine) volume(name string, labels map[string]string) (*volumeRecord, e
 	if v := e.volumes[name]; v != nil {
 		return v, nil
 	}
-	v := &volumeRecord{ID: newID(), Name: name, Created: time.Now().UTC(), Labels: labels}
+	v := &volumeRecord{ID: newID(), Name: name, Created: time.Now().UTC(), Labels: labels, Measured: true}
 	return v, e.addVolume(v)
 }
 
@@ -226,6 +233,7 @@ func (e *Engine) VolumePrune(ctx context.Context, f Filters) (volume.PruneReport
 		return report, err
 	}
 	used := e.VolumeUsers()
+	sizes := e.VolumeSizes(ctx)
 	e.mu.Lock()
 	var names []string
 	for _, v := range e.volumes {
@@ -239,7 +247,9 @@ func (e *Engine) VolumePrune(ctx context.Context, f Filters) (volume.PruneReport
 	for _, name := range names {
 		if err := e.VolumeRemove(ctx, name, true); err == nil {
 			report.VolumesDeleted = append(report.VolumesDeleted, name)
+			report.SpaceReclaimed += uint64(max(sizes[name], 0))
 		}
 	}
+	e.emit(events.VolumeEventType, events.ActionPrune, "", map[string]string{"reclaimed": fmt.Sprint(report.SpaceReclaimed)})
 	return report, nil
 }

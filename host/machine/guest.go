@@ -30,6 +30,7 @@ type Guest struct {
 	stages  *stages
 	started sync.Once // a first container
 	detach  func()    // network card; may be nil
+	relay   func()    // ends the relay to this host's sockets; may be nil
 	done    chan struct{}
 	endOnce sync.Once
 	hungUp  chan struct{} // closed by lost
@@ -185,6 +186,9 @@ func (g *Guest) end() {
 		}
 		if g.detach != nil {
 			g.detach()
+		}
+		if g.relay != nil {
+			g.relay()
 		}
 		g.console.Close()
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -43,6 +44,10 @@ type Config struct {
 	// package. Optional.
 	Network Network
 
+	// Relay serves the streams that the guest opens to this host's sockets.
+	// Optional.
+	Relay Relay
+
 	// ConsoleLog is the file that receives the guest's console.
 	ConsoleLog string
 	// Idle is how long the machine runs with nobody holding it; 0: for ever.
@@ -54,6 +59,13 @@ type Config struct {
 type Network interface {
 	// Attach returns the card and how the guest sets it up. detach ends it.
 	Attach() (nic *vm.NIC, uplink *proto.Uplink, detach func(), err error)
+}
+
+// Relay serves what a machine's guest connects to.
+type Relay interface {
+	// Serve accepts until the listener is closed, as it is when the machine
+	// ends, and returns when nothing is under way any more.
+	Serve(net.Listener) error
 }
 
 // State of a Machine.

@@ -76,10 +76,38 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 			g.vm.Stop(context.Background())
 		}
 	}()
+	if err := m.relay(g); err != nil {
+		return nil, err
+	}
 	if err := m.meet(ctx, g, uplink); err != nil {
 		return nil, err
 	}
 	return g, nil
+}
+
+// relay begins to serve the guest's connections to sockets of this host.
+func (m *Machine) relay(g *Guest) error {
+	if m.cfg.Relay == nil {
+		return nil
+	}
+	ln, err := g.vm.Listen(proto.PortRelay)
+	if errors.Is(err, net.ErrClosed) {
+		return nil // the machine has ended: meet tells why
+	}
+	if err != nil {
+		return fmt.Errorf("listen for connections to sockets: %w", err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		err := m.cfg.Relay.Serve(ln)
+		ln.Close()
+		if !errors.Is(err, net.ErrClosed) {
+			m.cfg.Log.Error("containers can't connect to sockets of this host any more", "error", err)
+		}
+	}()
+	g.relay = func() { ln.Close(); <-served }
+	return nil
 }
 
 // meet waits for the agent's call and configures the guest.
