@@ -71,6 +71,7 @@ func run(ctx context.Context, bin, out string, runs, files int, only string) (er
 		fmt.Fprintln(&table, line)
 	}
 	if w := (shareWork{runs: runs, files: files, mib: bigSize >> 20}); strings.Contains(shareHeader, only) {
+		b.user.remove() // its ports are one machine's
 		lines, err := b.shareTable(ctx, w)
 		if err != nil {
 			return err
