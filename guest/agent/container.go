@@ -193,6 +193,8 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 	if len(req.Endpoints) > 0 {
 		undo.add(func() { s.logError(s.network.Leave(c.id)) })
 		cfg.NetNS = func(pid int) error { return s.join(c.id, pid, req) }
+	} else {
+		s.later() // it must see all processors; an error is of networks only
 	}
 	ctr, err := s.cfg.Runtime.Create(ctx, cfg, stdio.child)
 	stdio.closeChild()

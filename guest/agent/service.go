@@ -100,7 +100,13 @@ func (s *Service) Configure(_ context.Context, req *proto.ConfigureRequest) (*pr
 	}
 	s.network = net
 	// The firewall needs modules that are still being loaded.
-	s.later = sync.OnceValue(func() error { return errors.Join(s.cfg.Later(), net.Allow()) })
+	s.later = sync.OnceValue(func() error {
+		err := errors.Join(s.cfg.Later(), net.Allow())
+		if err := net.Exercise(); err != nil {
+			s.cfg.Log.Warn(err.Error())
+		}
+		return err
+	})
 	go func() {
 		if err := s.later(); err != nil {
 			s.cfg.Log.Error("containers get no network: " + err.Error())

@@ -111,6 +111,9 @@ func (g *Guest) kernelInterfaces() error {
 			return err
 		}
 	}
+	if err := os.MkdirAll(holdDir, 0o755); err != nil {
+		return err
+	}
 	if err := setSysctls("/proc/sys", append(sysctls, memorySysctls...)); err != nil {
 		return err
 	}
@@ -151,8 +154,7 @@ func (g *Guest) modules() error {
 	}
 	go func() {
 		defer close(g.later)
-		// Not before the first modules: bringing one up stops the others.
-		if err := errors.Join(enableQuota(cgroupRoot), onlineCPUs(off)); err != nil {
+		if err := processors(off); err != nil {
 			g.log.Warn(err.Error())
 		}
 		if g.lerr = loadModules(later, 1); g.lerr == nil {

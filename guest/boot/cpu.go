@@ -3,7 +3,6 @@ package boot
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -12,7 +11,24 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	containers "sampan/guest/runtime"
 )
+
+// holdDir is an empty cgroup whose settings keep the kernel patched for what
+// containers use.
+const holdDir = cgroupRoot + "/hold"
+
+// processors brings up those that the kernel was told to leave alone. The kernel
+// patches its own code when a feature is used for the first time, and QEMU's
+// translator (seen in 7.2) now and then keeps on another processor what was there
+// in between: the kernel dies of a breakpoint ("int3") that it has long taken
+// away. So what patches code that runs often comes before: the boot's modules (the
+// balloon patches the allocator of pages), quotas (the scheduler) and device
+// programs.
+func processors(off []string) error {
+	return errors.Join(holdQuota(holdDir), containers.HoldDevices(holdDir), onlineCPUs(off))
+}
 
 // offlineCPUs are the processors that the kernel was told to leave alone, as the
 // files that bring them up (maxcpus=1, which vm/qemu asks for under emulation:
@@ -151,7 +167,7 @@ func eachThread(do func(tid int) error) error {
 				err = do(tid)
 			}
 			// A thread that has ended needs nothing.
-			if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, fs.ErrNotExist) {
+			if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {
 				return fmt.Errorf("settle on a processor: %w", err)
 			}
 		}
@@ -159,19 +175,10 @@ func eachThread(do func(tid int) error) error {
 	return nil
 }
 
-// enableQuota has the kernel patch its scheduler for processor quotas (--cpus)
-// while there is one processor: with two, under emulation, the first quota was
-// seen to kill the kernel ("int3" in __set_next_task_fair). The patch stays for
-// as long as a cgroup with a quota is there, so an empty one is.
-func enableQuota(root string) error {
-	if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+cpu"), 0o644); err != nil {
-		return fmt.Errorf("enable processor quotas: %w", err)
-	}
-	dir := filepath.Join(root, "quota")
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("enable processor quotas: %w", err)
-	}
-	// A second in each second (cgroup-v2.rst, cpu.max; microseconds).
+// holdQuota has the kernel patch its scheduler for processor quotas (--cpus),
+// which it does for as long as a cgroup has one.
+func holdQuota(dir string) error {
+	// A whole second in each (cgroup-v2.rst, cpu.max; microseconds).
 	if err := os.WriteFile(filepath.Join(dir, "cpu.max"), []byte("1000000 1000000"), 0o644); err != nil {
 		return fmt.Errorf("enable processor quotas: %w", err)
 	}

@@ -26,6 +26,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -88,6 +89,32 @@ func (n *Network) Allow() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.firewallLocked("")
+}
+
+// Exercise makes a connection of each family within the guest. With the first
+// one the kernel draws its secrets and patches the code that asks for them,
+// which is better done early; see guest/boot.
+func (n *Network) Exercise() error {
+	var errs []error
+	for _, host := range []string{"127.0.0.1:0", "[::1]:0"} {
+		if err := exercise(host); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) { // no IPv6
+			errs = append(errs, fmt.Errorf("connect within the guest: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func exercise(addr string) error {
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	c, err := net.DialTimeout("tcp", ln.Addr().String(), time.Second)
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // firewallLocked replaces the firewall by what the networks and containers want,

@@ -70,6 +70,10 @@ func (d *deviceCache) attach(cgroup string, rules []specs.LinuxDeviceCgroup) err
 	return nil
 }
 
+// HoldDevices has the kernel patch itself for device programs for as long as
+// cgroup is there, which it else does with each first one.
+func HoldDevices(cgroup string) error { return new(deviceCache).attach(cgroup, nil) }
+
 func bpf(command int, attr unsafe.Pointer, size uintptr) (int, error) {
 	n, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attr), size)
 	if errno != 0 {

@@ -22,13 +22,14 @@ var (
 		"virtio_blk", "ext4",
 		"fuse", "virtiofs", "erofs", "overlay",
 		"virtio_net",
+		"virtio_balloon", // before the machine's second processor; see guest/boot
 	}
 	// lateModules: wanted by the first container's network, or by comfort.
 	lateModules = []string{
 		"bridge", "veth",
 		"nf_tables", "nft_ct", "nft_chain_nat", "nft_masq", "nft_nat", // guest/network's tables
 		"tun", "af_packet",
-		"virtio_console", "virtio_balloon", "virtio_rng",
+		"virtio_console", "virtio_rng",
 	}
 )
 
