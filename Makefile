@@ -71,7 +71,7 @@ dist/root-apps:
 dist/root-compose:
 	go run ./kernel/mkroot -out $@ docker-compose base-files
 
-test: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
+test: deps build guest dist/root-nginx dist/root-crun $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
 	go vet ./...
 	go test -count=1 -timeout 40m ./...
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=2s FUZZDIR=./host/image
@@ -81,8 +81,8 @@ test: deps build guest dist/root-nginx $(if $(shell command -v docker),,dist/roo
 # kills, 100 prefixes of a disk, 5 minutes of churn, 1,000 replaced programs,
 # 200,000 inodes of a share; redis, postgresql and Compose. SAMPAN_SEED=N repeats
 # the random ones.
-NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestFullHostDisk|TestFullDataDisk|TestClock|TestLeaks|TestShare|TestNetworkLeaks|TestApplications|TestCompose|TestPorts
-nightly: deps build guest dist/root-nginx dist/root-apps dist/root-compose $(if $(shell command -v docker),,dist/root-docker) ## Fuzzers, and the fault and leak tests in full: an hour or two
+NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestFullHostDisk|TestFullDataDisk|TestClock|TestLeaks|TestShare|TestSandbox|TestNetworkLeaks|TestApplications|TestCompose|TestPorts
+nightly: deps build guest dist/root-nginx dist/root-crun dist/root-apps dist/root-compose $(if $(shell command -v docker),,dist/root-docker) ## Fuzzers, and the fault and leak tests in full: an hour or two
 	SAMPAN_SHARE_INODES=200000 go test -count=1 -v -run TestManyInodes ./host/share
 	SAMPAN_NIGHTLY=1 SAMPAN_E2E_RUN='$(NIGHTLY)' go test -count=1 -v -timeout 4h \
 	  -run '$(if $(filter 0,$(shell id -u)),^TestAsOrdinaryUser$$,$(NIGHTLY))' ./cmd/sampan/e2e
@@ -114,9 +114,14 @@ lint: ## gofmt, vet, import rules, and the macOS code type-checked
 proto: ## Generate proto/*.pb.go (needs protobuf-compiler)
 	cd proto && PATH="$$(go env GOPATH)/bin:$$PATH" go generate
 
-# What the benchmark compares with: crun of the guest's own Debian.
+# What the benchmark and the sandbox's test compare with: crun of the guest's own
+# Debian.
 dist/root-crun:
-	go run ./kernel/mkroot -out $@ crun base-files busybox-static
+	go run ./kernel/mkroot -out $@ crun base-files busybox-static tini
+
+# Docker of the guest's own Debian, which TestRecordSandbox asks for its specs.
+dist/root-dockerd:
+	go run ./kernel/mkroot -out $@ docker.io docker-cli containerd runc iptables base-files coreutils dash tar ca-certificates
 
 bench: build guest dist/root-crun dist/root-nginx ## Measure, and write docs/benchmarks.md
 	go run ./cmd/sampan-bench -bin bin -out docs/benchmarks.md

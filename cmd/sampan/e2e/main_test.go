@@ -98,6 +98,7 @@ func prepare() (string, error) {
 	err = errors.Join(err,
 		makeOdd(filepath.Join(dir, "images")),
 		makePosix(root, filepath.Join(dir, "bin")),
+		makeSandbox(root, filepath.Join(dir, "images")),
 		makeNginx(filepath.Join(root, "dist", "root-nginx"), filepath.Join(dir, "images", "nginx.tar")),
 		prepareNightly(root, dir))
 	if err != nil {
