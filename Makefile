@@ -71,7 +71,7 @@ dist/root-apps:
 dist/root-compose:
 	go run ./kernel/mkroot -out $@ docker-compose base-files
 
-test: deps build guest dist/root-nginx dist/root-crun $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
+test: deps build guest dist/root-nginx dist/root-crun dist/root-tini $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
 	go vet ./...
 	go test -count=1 -timeout 40m ./...
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=2s FUZZDIR=./host/image
@@ -82,7 +82,7 @@ test: deps build guest dist/root-nginx dist/root-crun $(if $(shell command -v do
 # 200,000 inodes of a share; redis, postgresql and Compose. SAMPAN_SEED=N repeats
 # the random ones.
 NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestFullHostDisk|TestFullDataDisk|TestClock|TestLeaks|TestShare|TestSandbox|TestNetworkLeaks|TestApplications|TestCompose|TestPorts
-nightly: deps build guest dist/root-nginx dist/root-crun dist/root-apps dist/root-compose $(if $(shell command -v docker),,dist/root-docker) ## Fuzzers, and the fault and leak tests in full: an hour or two
+nightly: deps build guest dist/root-nginx dist/root-crun dist/root-tini dist/root-apps dist/root-compose $(if $(shell command -v docker),,dist/root-docker) ## Fuzzers, and the fault and leak tests in full: an hour or two
 	SAMPAN_SHARE_INODES=200000 go test -count=1 -v -run TestManyInodes ./host/share
 	SAMPAN_NIGHTLY=1 SAMPAN_E2E_RUN='$(NIGHTLY)' go test -count=1 -v -timeout 4h \
 	  -run '$(if $(filter 0,$(shell id -u)),^TestAsOrdinaryUser$$,$(NIGHTLY))' ./cmd/sampan/e2e
@@ -117,7 +117,11 @@ proto: ## Generate proto/*.pb.go (needs protobuf-compiler)
 # What the benchmark and the sandbox's test compare with: crun of the guest's own
 # Debian.
 dist/root-crun:
-	go run ./kernel/mkroot -out $@ crun base-files busybox-static tini
+	go run ./kernel/mkroot -out $@ crun base-files busybox-static
+
+# Docker's init, for the same test.
+dist/root-tini:
+	go run ./kernel/mkroot -out $@ tini base-files
 
 # Docker of the guest's own Debian, which TestRecordSandbox asks for its specs.
 dist/root-dockerd:

@@ -51,8 +51,8 @@ func makeSandbox(root, images string) error {
 	for _, name := range []string{"hosts", "hostname", "resolv.conf", "docker-init"} {
 		f := imagetest.File{Name: "files/" + name, Data: []byte("0123456789ab\n")}
 		if name == "docker-init" {
-			if f.Data, err = os.ReadFile(filepath.Join(root, "dist", "root-crun", "usr/bin/tini-static")); err != nil {
-				return fmt.Errorf("%w: run `make dist/root-crun`", err)
+			if f.Data, err = os.ReadFile(filepath.Join(root, "dist", "root-tini", "usr/bin/tini-static")); err != nil {
+				return fmt.Errorf("%w: run `make dist/root-tini`", err)
 			}
 			f.Mode = 0o755
 		}
