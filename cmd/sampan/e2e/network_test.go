@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -60,6 +61,12 @@ func TestDockerNetworks(t *testing.T) {
 	// Port 53 is the container's: a server of its own has it.
 	docker("exec", "bb", "sh", "-c", `nc -l -p 53 </dev/null >/dev/null &
 for i in $(seq 50); do nc -w 5 127.0.0.1 53 </dev/null && exec nslookup -type=a renamed >/dev/null; sleep 0.1; done; exit 1`)
-	docker("rm", "-f", "renamed", "bb", "other")
+	// A name server of one's own is asked for all other names.
+	docker("run", "-d", "--name", "ns", "--network", "one", "-v", filepath.Join(files.bin, "peer")+":/peer:ro", "busybox", "/peer", "dns", "0.0.0.0:53")
+	server := strings.TrimSpace(docker("inspect", "-f", "{{.NetworkSettings.Networks.one.IPAddress}}", "ns"))
+	if out := docker("run", "--rm", "--network", "one", "--dns", server, "busybox", "nslookup", "-type=a", "www.example.com"); !strings.Contains(out, "Address: 192.0.2.7") {
+		t.Errorf("--dns: %s", out)
+	}
+	docker("rm", "-f", "renamed", "bb", "other", "ns")
 	docker("network", "rm", "one", "two")
 }

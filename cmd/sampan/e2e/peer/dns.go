@@ -18,13 +18,13 @@ const (
 )
 
 // dns serves names until the program ends.
-func dns() {
-	pc, err := net.ListenPacket("udp", dnsAt)
+func dns(at string) {
+	pc, err := net.ListenPacket("udp", at)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	ln, err := net.Listen("tcp", dnsAt)
+	ln, err := net.Listen("tcp", at)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -8,10 +8,10 @@
 //	7004  prints how the connection ends: "eof" or "reset"
 //	7005  sends back the first 28 bytes, in hex
 //
-// "peer dns" is a name server beside it: every name's address is 192.0.2.7, and
-// there is more TXT than a datagram holds. "peer txt NAME" asks for that. "peer
-// udp PORT" only echoes datagrams, "peer ask ADDRESS" sends one and prints what
-// comes back.
+// "peer dns" is a name server beside it, "peer dns ADDRESS" one alone: every
+// name's address is 192.0.2.7, and there is more TXT than a datagram holds. "peer
+// txt NAME" asks for that. "peer udp PORT" only echoes datagrams, "peer ask
+// ADDRESS" sends one and prints what comes back.
 package main
 
 import (
@@ -32,7 +32,9 @@ import (
 func main() {
 	switch {
 	case len(os.Args) == 2 && os.Args[1] == "dns":
-		go dns()
+		go dns(dnsAt)
+	case len(os.Args) == 3 && os.Args[1] == "dns":
+		dns(os.Args[2])
 	case len(os.Args) == 3 && os.Args[1] == "txt":
 		txt(os.Args[2])
 		return
