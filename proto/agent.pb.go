@@ -74,6 +74,64 @@ func (PackRequest_What) EnumDescriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{41, 0}
 }
 
+type Replay_Kind int32
+
+const (
+	Replay_CREATE  Replay_Kind = 0
+	Replay_DELETE  Replay_Kind = 1
+	Replay_RENAME  Replay_Kind = 2 // from dir, name to to_dir, to_name
+	Replay_MODIFY  Replay_Kind = 3
+	Replay_ATTRIB  Replay_Kind = 4
+	Replay_WRITTEN Replay_Kind = 5 // closed after writing
+)
+
+// Enum value maps for Replay_Kind.
+var (
+	Replay_Kind_name = map[int32]string{
+		0: "CREATE",
+		1: "DELETE",
+		2: "RENAME",
+		3: "MODIFY",
+		4: "ATTRIB",
+		5: "WRITTEN",
+	}
+	Replay_Kind_value = map[string]int32{
+		"CREATE":  0,
+		"DELETE":  1,
+		"RENAME":  2,
+		"MODIFY":  3,
+		"ATTRIB":  4,
+		"WRITTEN": 5,
+	}
+)
+
+func (x Replay_Kind) Enum() *Replay_Kind {
+	p := new(Replay_Kind)
+	*p = x
+	return p
+}
+
+func (x Replay_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Replay_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proto_enumTypes[1].Descriptor()
+}
+
+func (Replay_Kind) Type() protoreflect.EnumType {
+	return &file_agent_proto_enumTypes[1]
+}
+
+func (x Replay_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Replay_Kind.Descriptor instead.
+func (Replay_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{50, 0}
+}
+
 type Empty struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3555,6 +3613,185 @@ func (x *PowerOffRequest) GetGraceMs() uint32 {
 	return 0
 }
 
+// Replay is a change that somebody has made on the host in a directory that the
+// guest knows. The agent makes it once more, on its mount of the share ShareHost,
+// whose server takes it without touching the host: so the guest's kernel raises
+// the event. A stream of the kind StreamReplays carries them, each behind its
+// length as a varint.
+type Replay struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names it: the thread that makes the change has this as its group for files,
+	// by which the server tells one from the other. Never 0.
+	Seq    uint32      `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Kind   Replay_Kind `protobuf:"varint,2,opt,name=kind,proto3,enum=sampan.agent.v1.Replay_Kind" json:"kind,omitempty"`
+	Mode   uint32      `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"` // the entry's type, as in st_mode
+	Dir    uint64      `protobuf:"varint,4,opt,name=dir,proto3" json:"dir,omitempty"`   // node ID in the share
+	Name   []byte      `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`  // empty: what dir names itself, which is a file
+	ToDir  uint64      `protobuf:"varint,6,opt,name=to_dir,json=toDir,proto3" json:"to_dir,omitempty"`
+	ToName []byte      `protobuf:"bytes,7,opt,name=to_name,json=toName,proto3" json:"to_name,omitempty"`
+	// Where the directories are in the share, should the guest's kernel have
+	// dropped their names.
+	Path          []byte `protobuf:"bytes,8,opt,name=path,proto3" json:"path,omitempty"`
+	ToPath        []byte `protobuf:"bytes,9,opt,name=to_path,json=toPath,proto3" json:"to_path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replay) Reset() {
+	*x = Replay{}
+	mi := &file_agent_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replay) ProtoMessage() {}
+
+func (x *Replay) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replay.ProtoReflect.Descriptor instead.
+func (*Replay) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *Replay) GetSeq() uint32 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Replay) GetKind() Replay_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Replay_CREATE
+}
+
+func (x *Replay) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *Replay) GetDir() uint64 {
+	if x != nil {
+		return x.Dir
+	}
+	return 0
+}
+
+func (x *Replay) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *Replay) GetToDir() uint64 {
+	if x != nil {
+		return x.ToDir
+	}
+	return 0
+}
+
+func (x *Replay) GetToName() []byte {
+	if x != nil {
+		return x.ToName
+	}
+	return nil
+}
+
+func (x *Replay) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *Replay) GetToPath() []byte {
+	if x != nil {
+		return x.ToPath
+	}
+	return nil
+}
+
+// Replayed is the agent's answer on the same stream. The first one has only the
+// thread.
+type Replayed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           uint32                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Errno         uint32                 `protobuf:"varint,2,opt,name=errno,proto3" json:"errno,omitempty"`
+	Thread        uint32                 `protobuf:"varint,3,opt,name=thread,proto3" json:"thread,omitempty"` // that makes the changes, in the guest's pid namespace
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replayed) Reset() {
+	*x = Replayed{}
+	mi := &file_agent_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replayed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replayed) ProtoMessage() {}
+
+func (x *Replayed) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replayed.ProtoReflect.Descriptor instead.
+func (*Replayed) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *Replayed) GetSeq() uint32 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Replayed) GetErrno() uint32 {
+	if x != nil {
+		return x.Errno
+	}
+	return 0
+}
+
+func (x *Replayed) GetThread() uint32 {
+	if x != nil {
+		return x.Thread
+	}
+	return 0
+}
+
 var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
@@ -3853,7 +4090,33 @@ const file_agent_proto_rawDesc = "" +
 	"\x10agent_goroutines\x18\b \x01(\rR\x0fagentGoroutines\x12+\n" +
 	"\x11agent_descriptors\x18\t \x01(\rR\x10agentDescriptors\",\n" +
 	"\x0fPowerOffRequest\x12\x19\n" +
-	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs2\x82\x0e\n" +
+	"\bgrace_ms\x18\x01 \x01(\rR\agraceMs\"\xb4\x02\n" +
+	"\x06Replay\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\rR\x03seq\x120\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1c.sampan.agent.v1.Replay.KindR\x04kind\x12\x12\n" +
+	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03dir\x18\x04 \x01(\x04R\x03dir\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\fR\x04name\x12\x15\n" +
+	"\x06to_dir\x18\x06 \x01(\x04R\x05toDir\x12\x17\n" +
+	"\ato_name\x18\a \x01(\fR\x06toName\x12\x12\n" +
+	"\x04path\x18\b \x01(\fR\x04path\x12\x17\n" +
+	"\ato_path\x18\t \x01(\fR\x06toPath\"O\n" +
+	"\x04Kind\x12\n" +
+	"\n" +
+	"\x06CREATE\x10\x00\x12\n" +
+	"\n" +
+	"\x06DELETE\x10\x01\x12\n" +
+	"\n" +
+	"\x06RENAME\x10\x02\x12\n" +
+	"\n" +
+	"\x06MODIFY\x10\x03\x12\n" +
+	"\n" +
+	"\x06ATTRIB\x10\x04\x12\v\n" +
+	"\aWRITTEN\x10\x05\"J\n" +
+	"\bReplayed\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\rR\x03seq\x12\x14\n" +
+	"\x05errno\x18\x02 \x01(\rR\x05errno\x12\x16\n" +
+	"\x06thread\x18\x03 \x01(\rR\x06thread2\x82\x0e\n" +
 	"\x05Agent\x12R\n" +
 	"\tConfigure\x12!.sampan.agent.v1.ConfigureRequest\x1a\".sampan.agent.v1.ConfigureResponse\x12F\n" +
 	"\x05Start\x12\x1d.sampan.agent.v1.StartRequest\x1a\x1e.sampan.agent.v1.StartResponse\x12D\n" +
@@ -3894,149 +4157,153 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_agent_proto_goTypes = []any{
 	(PackRequest_What)(0),       // 0: sampan.agent.v1.PackRequest.What
-	(*Empty)(nil),               // 1: sampan.agent.v1.Empty
-	(*ConfigureRequest)(nil),    // 2: sampan.agent.v1.ConfigureRequest
-	(*Uplink)(nil),              // 3: sampan.agent.v1.Uplink
-	(*ConfigureResponse)(nil),   // 4: sampan.agent.v1.ConfigureResponse
-	(*BootStage)(nil),           // 5: sampan.agent.v1.BootStage
-	(*StartRequest)(nil),        // 6: sampan.agent.v1.StartRequest
-	(*Device)(nil),              // 7: sampan.agent.v1.Device
-	(*HealthCheck)(nil),         // 8: sampan.agent.v1.HealthCheck
-	(*Streams)(nil),             // 9: sampan.agent.v1.Streams
-	(*TerminalSize)(nil),        // 10: sampan.agent.v1.TerminalSize
-	(*Network)(nil),             // 11: sampan.agent.v1.Network
-	(*Endpoint)(nil),            // 12: sampan.agent.v1.Endpoint
-	(*Resolver)(nil),            // 13: sampan.agent.v1.Resolver
-	(*ConnectRequest)(nil),      // 14: sampan.agent.v1.ConnectRequest
-	(*Published)(nil),           // 15: sampan.agent.v1.Published
-	(*PublishRequest)(nil),      // 16: sampan.agent.v1.PublishRequest
-	(*DisconnectRequest)(nil),   // 17: sampan.agent.v1.DisconnectRequest
-	(*NetworkRequest)(nil),      // 18: sampan.agent.v1.NetworkRequest
-	(*StartResponse)(nil),       // 19: sampan.agent.v1.StartResponse
-	(*ExecRequest)(nil),         // 20: sampan.agent.v1.ExecRequest
-	(*ProcessRequest)(nil),      // 21: sampan.agent.v1.ProcessRequest
-	(*WaitResponse)(nil),        // 22: sampan.agent.v1.WaitResponse
-	(*SignalRequest)(nil),       // 23: sampan.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),       // 24: sampan.agent.v1.ResizeRequest
-	(*HealthRequest)(nil),       // 25: sampan.agent.v1.HealthRequest
-	(*HealthResponse)(nil),      // 26: sampan.agent.v1.HealthResponse
-	(*HealthResult)(nil),        // 27: sampan.agent.v1.HealthResult
-	(*RemoveRequest)(nil),       // 28: sampan.agent.v1.RemoveRequest
-	(*VolumeRequest)(nil),       // 29: sampan.agent.v1.VolumeRequest
-	(*VolumeSizesRequest)(nil),  // 30: sampan.agent.v1.VolumeSizesRequest
-	(*VolumeSizesResponse)(nil), // 31: sampan.agent.v1.VolumeSizesResponse
-	(*FreezeRequest)(nil),       // 32: sampan.agent.v1.FreezeRequest
-	(*ProcessesResponse)(nil),   // 33: sampan.agent.v1.ProcessesResponse
-	(*ProcessInfo)(nil),         // 34: sampan.agent.v1.ProcessInfo
-	(*UsageResponse)(nil),       // 35: sampan.agent.v1.UsageResponse
-	(*DeviceUsage)(nil),         // 36: sampan.agent.v1.DeviceUsage
-	(*InterfaceUsage)(nil),      // 37: sampan.agent.v1.InterfaceUsage
-	(*LimitRequest)(nil),        // 38: sampan.agent.v1.LimitRequest
-	(*Files)(nil),               // 39: sampan.agent.v1.Files
-	(*StatRequest)(nil),         // 40: sampan.agent.v1.StatRequest
-	(*StatResponse)(nil),        // 41: sampan.agent.v1.StatResponse
-	(*PackRequest)(nil),         // 42: sampan.agent.v1.PackRequest
-	(*UnpackRequest)(nil),       // 43: sampan.agent.v1.UnpackRequest
-	(*ChangesRequest)(nil),      // 44: sampan.agent.v1.ChangesRequest
-	(*ChangesResponse)(nil),     // 45: sampan.agent.v1.ChangesResponse
-	(*Change)(nil),              // 46: sampan.agent.v1.Change
-	(*ClockRequest)(nil),        // 47: sampan.agent.v1.ClockRequest
-	(*ClockResponse)(nil),       // 48: sampan.agent.v1.ClockResponse
-	(*StatusResponse)(nil),      // 49: sampan.agent.v1.StatusResponse
-	(*PowerOffRequest)(nil),     // 50: sampan.agent.v1.PowerOffRequest
-	nil,                         // 51: sampan.agent.v1.StartRequest.FilesEntry
-	nil,                         // 52: sampan.agent.v1.Endpoint.LinksEntry
-	nil,                         // 53: sampan.agent.v1.UsageResponse.MemoryStatEntry
+	(Replay_Kind)(0),            // 1: sampan.agent.v1.Replay.Kind
+	(*Empty)(nil),               // 2: sampan.agent.v1.Empty
+	(*ConfigureRequest)(nil),    // 3: sampan.agent.v1.ConfigureRequest
+	(*Uplink)(nil),              // 4: sampan.agent.v1.Uplink
+	(*ConfigureResponse)(nil),   // 5: sampan.agent.v1.ConfigureResponse
+	(*BootStage)(nil),           // 6: sampan.agent.v1.BootStage
+	(*StartRequest)(nil),        // 7: sampan.agent.v1.StartRequest
+	(*Device)(nil),              // 8: sampan.agent.v1.Device
+	(*HealthCheck)(nil),         // 9: sampan.agent.v1.HealthCheck
+	(*Streams)(nil),             // 10: sampan.agent.v1.Streams
+	(*TerminalSize)(nil),        // 11: sampan.agent.v1.TerminalSize
+	(*Network)(nil),             // 12: sampan.agent.v1.Network
+	(*Endpoint)(nil),            // 13: sampan.agent.v1.Endpoint
+	(*Resolver)(nil),            // 14: sampan.agent.v1.Resolver
+	(*ConnectRequest)(nil),      // 15: sampan.agent.v1.ConnectRequest
+	(*Published)(nil),           // 16: sampan.agent.v1.Published
+	(*PublishRequest)(nil),      // 17: sampan.agent.v1.PublishRequest
+	(*DisconnectRequest)(nil),   // 18: sampan.agent.v1.DisconnectRequest
+	(*NetworkRequest)(nil),      // 19: sampan.agent.v1.NetworkRequest
+	(*StartResponse)(nil),       // 20: sampan.agent.v1.StartResponse
+	(*ExecRequest)(nil),         // 21: sampan.agent.v1.ExecRequest
+	(*ProcessRequest)(nil),      // 22: sampan.agent.v1.ProcessRequest
+	(*WaitResponse)(nil),        // 23: sampan.agent.v1.WaitResponse
+	(*SignalRequest)(nil),       // 24: sampan.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),       // 25: sampan.agent.v1.ResizeRequest
+	(*HealthRequest)(nil),       // 26: sampan.agent.v1.HealthRequest
+	(*HealthResponse)(nil),      // 27: sampan.agent.v1.HealthResponse
+	(*HealthResult)(nil),        // 28: sampan.agent.v1.HealthResult
+	(*RemoveRequest)(nil),       // 29: sampan.agent.v1.RemoveRequest
+	(*VolumeRequest)(nil),       // 30: sampan.agent.v1.VolumeRequest
+	(*VolumeSizesRequest)(nil),  // 31: sampan.agent.v1.VolumeSizesRequest
+	(*VolumeSizesResponse)(nil), // 32: sampan.agent.v1.VolumeSizesResponse
+	(*FreezeRequest)(nil),       // 33: sampan.agent.v1.FreezeRequest
+	(*ProcessesResponse)(nil),   // 34: sampan.agent.v1.ProcessesResponse
+	(*ProcessInfo)(nil),         // 35: sampan.agent.v1.ProcessInfo
+	(*UsageResponse)(nil),       // 36: sampan.agent.v1.UsageResponse
+	(*DeviceUsage)(nil),         // 37: sampan.agent.v1.DeviceUsage
+	(*InterfaceUsage)(nil),      // 38: sampan.agent.v1.InterfaceUsage
+	(*LimitRequest)(nil),        // 39: sampan.agent.v1.LimitRequest
+	(*Files)(nil),               // 40: sampan.agent.v1.Files
+	(*StatRequest)(nil),         // 41: sampan.agent.v1.StatRequest
+	(*StatResponse)(nil),        // 42: sampan.agent.v1.StatResponse
+	(*PackRequest)(nil),         // 43: sampan.agent.v1.PackRequest
+	(*UnpackRequest)(nil),       // 44: sampan.agent.v1.UnpackRequest
+	(*ChangesRequest)(nil),      // 45: sampan.agent.v1.ChangesRequest
+	(*ChangesResponse)(nil),     // 46: sampan.agent.v1.ChangesResponse
+	(*Change)(nil),              // 47: sampan.agent.v1.Change
+	(*ClockRequest)(nil),        // 48: sampan.agent.v1.ClockRequest
+	(*ClockResponse)(nil),       // 49: sampan.agent.v1.ClockResponse
+	(*StatusResponse)(nil),      // 50: sampan.agent.v1.StatusResponse
+	(*PowerOffRequest)(nil),     // 51: sampan.agent.v1.PowerOffRequest
+	(*Replay)(nil),              // 52: sampan.agent.v1.Replay
+	(*Replayed)(nil),            // 53: sampan.agent.v1.Replayed
+	nil,                         // 54: sampan.agent.v1.StartRequest.FilesEntry
+	nil,                         // 55: sampan.agent.v1.Endpoint.LinksEntry
+	nil,                         // 56: sampan.agent.v1.UsageResponse.MemoryStatEntry
 }
 var file_agent_proto_depIdxs = []int32{
-	3,  // 0: sampan.agent.v1.ConfigureRequest.uplink:type_name -> sampan.agent.v1.Uplink
-	5,  // 1: sampan.agent.v1.ConfigureResponse.stages:type_name -> sampan.agent.v1.BootStage
-	51, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
-	12, // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
-	9,  // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
-	10, // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	8,  // 6: sampan.agent.v1.StartRequest.health:type_name -> sampan.agent.v1.HealthCheck
-	13, // 7: sampan.agent.v1.StartRequest.resolver:type_name -> sampan.agent.v1.Resolver
-	15, // 8: sampan.agent.v1.StartRequest.published:type_name -> sampan.agent.v1.Published
-	7,  // 9: sampan.agent.v1.StartRequest.devices:type_name -> sampan.agent.v1.Device
-	11, // 10: sampan.agent.v1.Endpoint.network:type_name -> sampan.agent.v1.Network
-	52, // 11: sampan.agent.v1.Endpoint.links:type_name -> sampan.agent.v1.Endpoint.LinksEntry
-	12, // 12: sampan.agent.v1.ConnectRequest.endpoint:type_name -> sampan.agent.v1.Endpoint
-	13, // 13: sampan.agent.v1.ConnectRequest.resolver:type_name -> sampan.agent.v1.Resolver
-	15, // 14: sampan.agent.v1.PublishRequest.published:type_name -> sampan.agent.v1.Published
-	9,  // 15: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
-	10, // 16: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	10, // 17: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	27, // 18: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
-	34, // 19: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
-	53, // 20: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
-	36, // 21: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
-	37, // 22: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
-	39, // 23: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
-	39, // 24: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
+	4,  // 0: sampan.agent.v1.ConfigureRequest.uplink:type_name -> sampan.agent.v1.Uplink
+	6,  // 1: sampan.agent.v1.ConfigureResponse.stages:type_name -> sampan.agent.v1.BootStage
+	54, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
+	13, // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
+	10, // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
+	11, // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	9,  // 6: sampan.agent.v1.StartRequest.health:type_name -> sampan.agent.v1.HealthCheck
+	14, // 7: sampan.agent.v1.StartRequest.resolver:type_name -> sampan.agent.v1.Resolver
+	16, // 8: sampan.agent.v1.StartRequest.published:type_name -> sampan.agent.v1.Published
+	8,  // 9: sampan.agent.v1.StartRequest.devices:type_name -> sampan.agent.v1.Device
+	12, // 10: sampan.agent.v1.Endpoint.network:type_name -> sampan.agent.v1.Network
+	55, // 11: sampan.agent.v1.Endpoint.links:type_name -> sampan.agent.v1.Endpoint.LinksEntry
+	13, // 12: sampan.agent.v1.ConnectRequest.endpoint:type_name -> sampan.agent.v1.Endpoint
+	14, // 13: sampan.agent.v1.ConnectRequest.resolver:type_name -> sampan.agent.v1.Resolver
+	16, // 14: sampan.agent.v1.PublishRequest.published:type_name -> sampan.agent.v1.Published
+	10, // 15: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
+	11, // 16: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	11, // 17: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
+	28, // 18: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
+	35, // 19: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
+	56, // 20: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
+	37, // 21: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
+	38, // 22: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
+	40, // 23: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
+	40, // 24: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
 	0,  // 25: sampan.agent.v1.PackRequest.what:type_name -> sampan.agent.v1.PackRequest.What
-	39, // 26: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
-	39, // 27: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
-	46, // 28: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
-	2,  // 29: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
-	6,  // 30: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
-	20, // 31: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
-	21, // 32: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
-	23, // 33: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
-	24, // 34: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
-	25, // 35: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
-	28, // 36: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
-	29, // 37: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
-	30, // 38: sampan.agent.v1.Agent.VolumeSizes:input_type -> sampan.agent.v1.VolumeSizesRequest
-	32, // 39: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
-	21, // 40: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
-	21, // 41: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
-	38, // 42: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
-	40, // 43: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
-	42, // 44: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
-	43, // 45: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
-	44, // 46: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
-	14, // 47: sampan.agent.v1.Agent.Connect:input_type -> sampan.agent.v1.ConnectRequest
-	17, // 48: sampan.agent.v1.Agent.Disconnect:input_type -> sampan.agent.v1.DisconnectRequest
-	16, // 49: sampan.agent.v1.Agent.Publish:input_type -> sampan.agent.v1.PublishRequest
-	18, // 50: sampan.agent.v1.Agent.RemoveNetwork:input_type -> sampan.agent.v1.NetworkRequest
-	47, // 51: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
-	1,  // 52: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
-	50, // 53: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
-	4,  // 54: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
-	19, // 55: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
-	19, // 56: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
-	22, // 57: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
-	1,  // 58: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
-	1,  // 59: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
-	26, // 60: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
-	1,  // 61: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
-	1,  // 62: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
-	31, // 63: sampan.agent.v1.Agent.VolumeSizes:output_type -> sampan.agent.v1.VolumeSizesResponse
-	1,  // 64: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
-	33, // 65: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
-	35, // 66: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
-	1,  // 67: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
-	41, // 68: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
-	1,  // 69: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
-	1,  // 70: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
-	45, // 71: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
-	1,  // 72: sampan.agent.v1.Agent.Connect:output_type -> sampan.agent.v1.Empty
-	1,  // 73: sampan.agent.v1.Agent.Disconnect:output_type -> sampan.agent.v1.Empty
-	1,  // 74: sampan.agent.v1.Agent.Publish:output_type -> sampan.agent.v1.Empty
-	1,  // 75: sampan.agent.v1.Agent.RemoveNetwork:output_type -> sampan.agent.v1.Empty
-	48, // 76: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
-	49, // 77: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
-	1,  // 78: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
-	54, // [54:79] is the sub-list for method output_type
-	29, // [29:54] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	40, // 26: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
+	40, // 27: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
+	47, // 28: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
+	1,  // 29: sampan.agent.v1.Replay.kind:type_name -> sampan.agent.v1.Replay.Kind
+	3,  // 30: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
+	7,  // 31: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
+	21, // 32: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
+	22, // 33: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
+	24, // 34: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
+	25, // 35: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
+	26, // 36: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
+	29, // 37: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
+	30, // 38: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
+	31, // 39: sampan.agent.v1.Agent.VolumeSizes:input_type -> sampan.agent.v1.VolumeSizesRequest
+	33, // 40: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
+	22, // 41: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
+	22, // 42: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
+	39, // 43: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
+	41, // 44: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
+	43, // 45: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
+	44, // 46: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
+	45, // 47: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
+	15, // 48: sampan.agent.v1.Agent.Connect:input_type -> sampan.agent.v1.ConnectRequest
+	18, // 49: sampan.agent.v1.Agent.Disconnect:input_type -> sampan.agent.v1.DisconnectRequest
+	17, // 50: sampan.agent.v1.Agent.Publish:input_type -> sampan.agent.v1.PublishRequest
+	19, // 51: sampan.agent.v1.Agent.RemoveNetwork:input_type -> sampan.agent.v1.NetworkRequest
+	48, // 52: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
+	2,  // 53: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
+	51, // 54: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
+	5,  // 55: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
+	20, // 56: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
+	20, // 57: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
+	23, // 58: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
+	2,  // 59: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
+	2,  // 60: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
+	27, // 61: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
+	2,  // 62: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
+	2,  // 63: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
+	32, // 64: sampan.agent.v1.Agent.VolumeSizes:output_type -> sampan.agent.v1.VolumeSizesResponse
+	2,  // 65: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
+	34, // 66: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
+	36, // 67: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
+	2,  // 68: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
+	42, // 69: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
+	2,  // 70: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
+	2,  // 71: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
+	46, // 72: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
+	2,  // 73: sampan.agent.v1.Agent.Connect:output_type -> sampan.agent.v1.Empty
+	2,  // 74: sampan.agent.v1.Agent.Disconnect:output_type -> sampan.agent.v1.Empty
+	2,  // 75: sampan.agent.v1.Agent.Publish:output_type -> sampan.agent.v1.Empty
+	2,  // 76: sampan.agent.v1.Agent.RemoveNetwork:output_type -> sampan.agent.v1.Empty
+	49, // 77: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
+	50, // 78: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
+	2,  // 79: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
+	55, // [55:80] is the sub-list for method output_type
+	30, // [30:55] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -4049,8 +4316,8 @@ func file_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   53,
+			NumEnums:      2,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

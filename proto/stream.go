@@ -26,7 +26,13 @@ const (
 	// the host. The agent opens the stream, at PortRelay; where the host can't
 	// connect, or knows no such socket, it closes it.
 	StreamSocket = "socket"
+	// StreamReplays carries changes made on the host to the agent (Replay), and
+	// its answers (Replayed).
+	StreamReplays = "replays"
 )
+
+// MaxReplay bounds a Replay or Replayed, in bytes.
+const MaxReplay = 16 << 10
 
 // Listeners are the ports that can be connected to by the guest's loopback, in
 // order.

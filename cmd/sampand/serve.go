@@ -85,6 +85,7 @@ type parts struct {
 	engine  *engine.Engine
 	machine *machine.Machine
 	layers  io.Closer
+	tree    *share.Tree
 	log     *slog.Logger
 }
 
@@ -105,7 +106,8 @@ func assemble(h *home, log *slog.Logger) (*parts, error) {
 		return nil, fmt.Errorf("share images: %w", err)
 	}
 	p.layers = closer
-	tree := share.NewTree(share.Options{Forbidden: []string{h.dir}, Log: log})
+	tree := share.NewTree(share.Options{Forbidden: []string{h.dir}, Replays: p.replays, Log: log})
+	p.tree = tree
 	virtual, err := network.New(network.Config{Subnet: cfg.Network.Uplink, Log: log})
 	if err != nil {
 		return nil, err
@@ -137,6 +139,7 @@ func assemble(h *home, log *slog.Logger) (*parts, error) {
 		DNS:         []netip.Addr{virtual.Gateway()},
 		HostGateway: virtual.HostLoopback(),
 		Warnings:    virtual.Warnings,
+		Events:      tree.Events,
 		NoMirror:    !cfg.Network.Mirror,
 		Uplink:      virtual.Subnet(),
 		Pools:       cfg.Network.pools(),
@@ -163,7 +166,7 @@ func (p *parts) stop() {
 
 func (p *parts) close() error {
 	p.engine.Close()
-	return p.layers.Close()
+	return errors.Join(p.tree.Close(), p.layers.Close())
 }
 
 // image finds an image for the engine.
@@ -192,6 +195,15 @@ func (p *parts) image(ref string) (engine.Image, error) {
 		cfg.ExposedPorts[number] = struct{}{}
 	}
 	return engine.Image{ID: img.ID, Layers: img.Layers, Arch: doc.Architecture, Config: cfg, Size: img.Size}, nil
+}
+
+// replays opens the stream for changes in shared folders.
+func (p *parts) replays(ctx context.Context) (io.ReadWriteCloser, error) {
+	g := p.machine.Running()
+	if g == nil {
+		return nil, errors.New("the machine does not run")
+	}
+	return g.Replays(ctx)
 }
 
 // exportOf keeps a nil *share.Export from becoming an interface that is not.

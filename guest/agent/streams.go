@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sampan/guest/boot"
 	"sampan/proto"
 )
 
@@ -77,6 +78,10 @@ func (t *Streams) serve(conn net.Conn) {
 		}
 	case proto.StreamListeners:
 		if err := listeners(conn); err != nil {
+			t.log.Warn("stream: " + err.Error())
+		}
+	case proto.StreamReplays:
+		if err := Replay(conn, boot.HostDir); err != nil {
 			t.log.Warn("stream: " + err.Error())
 		}
 	default:

@@ -22,6 +22,7 @@ import (
 
 	"sampan/host/machine"
 	"sampan/host/network"
+	"sampan/host/share"
 	"sampan/proto"
 )
 
@@ -97,6 +98,8 @@ type Config struct {
 	NoMirror bool
 	// Warnings tell what outside the engine doesn't work. Optional.
 	Warnings func() []string
+	// Events tells what became of the host's changes in shared folders. Optional.
+	Events func() share.Events
 	// Uplink is the subnet between this host and the guest.
 	Uplink netip.Prefix
 	// Routes are the subnets that the host can reach, which networks keep out

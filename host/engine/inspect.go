@@ -84,6 +84,10 @@ func (s *state) inspect() *container.State {
 // work at present.
 func (e *Engine) MachineStatus(ctx context.Context) machine.Status {
 	s := e.machine.Status(ctx)
+	if e.cfg.Events != nil {
+		events := e.cfg.Events()
+		s.Events = &events
+	}
 	if e.cfg.Warnings != nil {
 		s.Warnings = append(s.Warnings, e.cfg.Warnings()...)
 	}

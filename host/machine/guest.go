@@ -74,6 +74,11 @@ func (g *Guest) Listeners(ctx context.Context) (net.Conn, error) {
 	return g.open(ctx, proto.StreamHeader{Kind: proto.StreamListeners})
 }
 
+// Replays opens the stream of changes that the agent is to make once more.
+func (g *Guest) Replays(ctx context.Context) (net.Conn, error) {
+	return g.open(ctx, proto.StreamHeader{Kind: proto.StreamReplays})
+}
+
 // dialed takes proto.DialOK from the front of a stream.
 type dialed struct {
 	net.Conn

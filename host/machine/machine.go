@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"sampan/host/share"
 	"sampan/proto"
 	"sampan/vm"
 )
@@ -101,6 +102,9 @@ type Status struct {
 	// Warnings tell what doesn't work at present; others than this package add
 	// to them.
 	Warnings []string `json:"warnings,omitempty"`
+	// Events tells what became of the host's changes in shared folders; others
+	// than this package fill it in.
+	Events *share.Events `json:"events,omitempty"`
 	// Guest is the guest's own account; absent when it does not run.
 	Guest *proto.StatusResponse `json:"guest,omitempty"`
 }

@@ -57,6 +57,12 @@ func (f *fileSystem) attributes(n *node, st *unix.Stat_t, r record, who fuse.Cal
 		return // owned by root
 	}
 	out.Mode = n.kind | r.visible(st.Mode&0o7777)
+	if f.events.replaying(who) { // nobody looks
+		told := n.told.Load()
+		who.Uid, who.Gid = uint32(told>>32), uint32(told)
+	} else {
+		n.told.Store(uint64(who.Uid)<<32 | uint64(who.Gid))
+	}
 	out.Owner = owner(r, who)
 }
 
@@ -111,6 +117,7 @@ func (f *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 		return code
 	}
 	defer f.put(n)
+	defer f.events.file(n, n.fd, in.Valid&(fuse.FATTR_SIZE|fuse.FATTR_MTIME) != 0)()
 	if in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_MODE|fuse.FATTR_KILL_SUIDGID) != 0 {
 		if err := f.setOwnerAndMode(n, in); err != nil {
 			return status(err)

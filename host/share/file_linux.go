@@ -66,6 +66,9 @@ func (f *fileSystem) openFile(n *node, guestFlags uint32, kill bool, out *fuse.O
 	if writes && n.vol.readOnly {
 		return fuse.EROFS
 	}
+	if flags&unix.O_TRUNC != 0 {
+		defer f.events.file(n, n.fd, true)()
+	}
 	fd, err := openat(unix.AT_FDCWD, n.proc, flags, 0)
 	if err != nil {
 		return status(err)
@@ -119,6 +122,7 @@ func (f *fileSystem) writev(in *fuse.WriteIn, bufs [][]byte) (int, fuse.Status) 
 	if h.dir != nil {
 		return 0, fuse.EISDIR
 	}
+	defer f.events.file(h.node, h.fd, true)()
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
 		if err := h.node.killSetID(); err != nil {
 			return 0, status(err)
@@ -173,23 +177,23 @@ func (f *fileSystem) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) 
 // Release closes a file.
 func (f *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { f.release(in.Fh) }
 
-// withFile calls do with the descriptor of an open file.
-func (f *fileSystem) withFile(id uint64, do func(fd int) error) fuse.Status {
+// withFile calls do with an open file.
+func (f *fileSystem) withFile(id uint64, do func(*handle) error) fuse.Status {
 	h := f.handle(id)
 	if h == nil {
 		return fuse.EBADF
 	}
 	defer f.putHandle(h)
-	return status(retry(func() error { return do(h.fd) }))
+	return status(retry(func() error { return do(h) }))
 }
 
 // Fsync brings a file, or with flag 1 only its data, to the disk.
 func (f *fileSystem) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	return f.withFile(in.Fh, func(fd int) error {
+	return f.withFile(in.Fh, func(h *handle) error {
 		if in.FsyncFlags&1 != 0 {
-			return unix.Fdatasync(fd)
+			return unix.Fdatasync(h.fd)
 		}
-		return unix.Fsync(fd)
+		return unix.Fsync(h.fd)
 	})
 }
 
@@ -203,8 +207,9 @@ func (f *fileSystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 	if in.Offset > 1<<63-1 || in.Length > 1<<63-1 {
 		return fuse.EINVAL
 	}
-	return f.withFile(in.Fh, func(fd int) error {
-		return unix.Fallocate(fd, in.Mode, int64(in.Offset), int64(in.Length))
+	return f.withFile(in.Fh, func(h *handle) error {
+		defer f.events.file(h.node, h.fd, true)()
+		return unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length))
 	})
 }
 
@@ -213,8 +218,8 @@ func (f *fileSystem) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekO
 	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE || in.Offset > 1<<63-1 {
 		return fuse.EINVAL
 	}
-	return f.withFile(in.Fh, func(fd int) error {
-		off, err := unix.Seek(fd, int64(in.Offset), int(in.Whence))
+	return f.withFile(in.Fh, func(h *handle) error {
+		off, err := unix.Seek(h.fd, int64(in.Offset), int(in.Whence))
 		out.Offset = uint64(off)
 		return err
 	})
@@ -230,10 +235,11 @@ func (f *fileSystem) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) 
 		return 0, fuse.EBADF
 	}
 	defer f.putHandle(to)
+	defer f.events.file(to.node, to.fd, true)()
 	var n int
-	code := f.withFile(in.FhIn, func(fd int) (err error) {
+	code := f.withFile(in.FhIn, func(h *handle) (err error) {
 		from, at := int64(in.OffIn), int64(in.OffOut)
-		n, err = unix.CopyFileRange(fd, &from, to.fd, &at, int(min(in.Len, 1<<30)), 0)
+		n, err = unix.CopyFileRange(h.fd, &from, to.fd, &at, int(min(in.Len, 1<<30)), 0)
 		return err
 	})
 	return uint32(max(n, 0)), code

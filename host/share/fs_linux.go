@@ -20,6 +20,7 @@ type fileSystem struct {
 	exports   *exports // the root directory; nil when the root is a node
 	root      *node    // held; nil with exports
 	forbidden []fileID
+	events    *events // nil: the guest isn't told of the host's changes
 	log       *slog.Logger
 
 	devMu sync.Mutex
@@ -35,6 +36,8 @@ type volume struct {
 	// frozen: the guest sees the host's modes, all owned by root, and may
 	// cache everything for long.
 	frozen bool
+	// name in the root, where that has one per export.
+	name string
 	// file: the root is no directory, and stays when its name changes.
 	file   bool
 	closed atomic.Bool // withdrawn
@@ -91,6 +94,7 @@ func (f *fileSystem) retire() {
 	if f.root != nil {
 		f.put(f.root)
 	}
+	f.events.close()
 }
 
 // use holds the node of a request. What the guest can't name any more is stale.
@@ -182,7 +186,11 @@ func (f *fileSystem) adopt(vol *volume, fd int, st *unix.Stat_t, p *node, name s
 		unix.Close(fd)
 		return nil, unix.EACCES
 	}
-	return f.add(f.key(vol, st), st.Mode&unix.S_IFMT, fd, p, name)
+	n, err := f.add(f.key(vol, st), st.Mode&unix.S_IFMT, fd, p, name)
+	if err == nil && n.isDir() && !vol.frozen {
+		f.events.watch(n)
+	}
+	return n, err
 }
 
 func (f *fileSystem) key(vol *volume, st *unix.Stat_t) nodeKey {

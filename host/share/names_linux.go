@@ -11,6 +11,7 @@ import (
 // made records what the guest gave a new inode, which the caller holds, and
 // fills st. A directory with setgid hands its group down.
 func (f *fileSystem) made(p, n *node, st *unix.Stat_t, who fuse.Caller, mode uint32) error {
+	defer f.events.file(n, n.fd, false)()
 	n.made.Store(time.Now().UnixNano())
 	o := owner(noRecord(), who)
 	if dir := p.record(); dir.gid != unset && dir.mode != unset && dir.mode&unix.S_ISGID != 0 {
@@ -43,7 +44,9 @@ func (f *fileSystem) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out
 		return code
 	}
 	defer f.put(p)
+	end := f.events.names(p.change(name, unix.IN_CREATE))
 	err := retry(func() error { return unix.Mkdirat(p.fd, name, onHost(in.Mode, true)) })
+	end(err)
 	if err != nil {
 		return status(err)
 	}
@@ -63,7 +66,9 @@ func (f *fileSystem) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out
 	default:
 		return fuse.EPERM
 	}
+	end := f.events.names(p.change(name, unix.IN_CREATE))
 	err := retry(func() error { return unix.Mknodat(p.fd, name, kind|onHost(in.Mode, false), 0) })
+	end(err)
 	if err != nil {
 		return status(err)
 	}
@@ -77,7 +82,9 @@ func (f *fileSystem) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name 
 		return code
 	}
 	defer f.put(p)
-	if err := retry(func() error { return unix.Symlinkat(target, p.fd, name) }); err != nil {
+	end := f.events.names(p.change(name, unix.IN_CREATE))
+	err := retry(func() error { return unix.Symlinkat(target, p.fd, name) })
+	if end(err); err != nil {
 		return status(err)
 	}
 	return f.enter(p, name, in.Caller, 0o777, out)
@@ -116,10 +123,11 @@ func (f *fileSystem) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *
 	if n.vol != p.vol {
 		return fuse.EXDEV
 	}
+	end := f.events.names(p.change(name, unix.IN_CREATE))
 	err := retry(func() error {
 		return unix.Linkat(unix.AT_FDCWD, n.proc, p.fd, name, unix.AT_SYMLINK_FOLLOW)
 	})
-	if err != nil {
+	if end(err); err != nil {
 		return status(err)
 	}
 	f.named(n, p, name)
@@ -151,7 +159,9 @@ func (f *fileSystem) remove(id uint64, name string, flags int) fuse.Status {
 		return code
 	}
 	defer f.putAny(n)
+	end := f.events.names(p.change(name, unix.IN_DELETE))
 	err := retry(func() error { return unix.Unlinkat(p.fd, name, flags) })
+	end(err)
 	if err == nil && n != nil {
 		f.named(n, nil, "")
 	}
@@ -186,7 +196,13 @@ func (f *fileSystem) Rename(_ <-chan struct{}, in *fuse.RenameIn, from, to strin
 		return code
 	}
 	defer f.putAny(covered)
+	changes := []change{p.change(from, unix.IN_MOVED_FROM), q.change(to, unix.IN_MOVED_TO)}
+	if in.Flags&unix.RENAME_EXCHANGE != 0 {
+		changes = append(changes, q.change(to, unix.IN_MOVED_FROM), p.change(from, unix.IN_MOVED_TO))
+	}
+	end := f.events.names(changes...)
 	err := retry(func() error { return unix.Renameat2(p.fd, from, q.fd, to, uint(in.Flags)) })
+	end(err)
 	if err != nil || moved == covered {
 		return status(err)
 	}
@@ -213,7 +229,9 @@ func (f *fileSystem) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, o
 	// Only O_EXCL says who made the file, and never opens a FIFO or device
 	// that somebody on the host has put there.
 	flags := hostFlags(in.Flags)&^unix.O_TRUNC | unix.O_CREAT | unix.O_EXCL
+	end := f.events.names(p.change(name, unix.IN_CREATE))
 	fd, err := openat(p.fd, name, flags, onHost(in.Mode, false))
+	end(err)
 	if errors.Is(err, unix.EEXIST) && in.Flags&unix.O_EXCL == 0 {
 		return f.openEntry(p, name, in, out)
 	}

@@ -168,9 +168,11 @@ func (t *table) setName(n, p *node, name string) {
 			p = nil
 		}
 	}
+	t.unname(n)
 	n.parent, n.name = p, name
 	if p != nil && !p.gone {
 		p.kids++
+		t.byName[entryKey{p, name}] = n
 	} else {
 		n.parent, n.name = nil, ""
 	}

@@ -87,7 +87,7 @@ func protocol(fs *fileSystem, log *slog.Logger) *fuse.ProtocolServer {
 		opts.EnableSymlinkCaching = true
 		opts.ExplicitDataCacheControl = true
 	}
-	return fuse.NewProtocolServer(fs, opts)
+	return fuse.NewProtocolServer(replays{fs}, opts)
 }
 
 // Requests that need care; the numbers are FUSE's.
@@ -163,6 +163,9 @@ func (s *server) HandleRequest(in, out [][]byte) (written int, code fuse.Status)
 // serve answers a request that is long enough for its opcode.
 func (s *session) serve(head *[writeInSize]byte, in, out [][]byte) (int, fuse.Status) {
 	h := (*fuse.InHeader)(unsafe.Pointer(head))
+	if s.fs.events.replaying(h.Caller) && !replayMay(h.Opcode) {
+		return fail(out, h, fuse.EPERM)
+	}
 	switch h.Opcode {
 	case opRead:
 		return s.read((*fuse.ReadIn)(unsafe.Pointer(head)), out)

@@ -19,6 +19,12 @@ func NewTree(Options) *Tree { return &Tree{} }
 // Server is nil: there is nothing to serve.
 func (t *Tree) Server() vm.FUSEServer { return nil }
 
+// Events are none.
+func (t *Tree) Events() Events { return Events{} }
+
+// Close has nothing to end.
+func (t *Tree) Close() error { return nil }
+
 // An Export is a host path that the guest can reach.
 type Export struct{}
 

@@ -1,6 +1,7 @@
 package share
 
 import (
+	"encoding/binary"
 	"errors"
 
 	"golang.org/x/sys/unix"
@@ -31,3 +32,5 @@ func fstat(fd int, st *unix.Stat_t) error {
 func fstatat(dir int, name string, st *unix.Stat_t) error {
 	return retry(func() error { return unix.Fstatat(dir, name, st, unix.AT_SYMLINK_NOFOLLOW) })
 }
+
+func nativeUint32(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }

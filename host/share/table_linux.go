@@ -1,7 +1,9 @@
 package share
 
 import (
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -27,13 +29,16 @@ type node struct {
 
 	// By table.mu.
 	nlookup uint64
-	refs    int       // requests and handles
-	kids    int       // nodes whose parent this is
-	parent  *node     // where it was seen last; nil: it can't be found again
-	name    string    // in parent
-	gone    bool      // its volume was withdrawn
-	idle    idleLinks // in table.idle
+	refs    int    // requests and handles
+	kids    int    // nodes whose parent this is
+	parent  *node  // where it was seen last; nil: it can't be found again
+	name    string // in parent
+	gone    bool   // its volume was withdrawn
+	// unwatched is events.mu's: the host refuses to watch the directory.
+	unwatched bool
+	idle      idleLinks // in table.idle
 
+	told   atomic.Uint64             // owner and group that the guest was told last
 	made   atomic.Int64              // when the guest made it or gave it a name, in Unix ns
 	memory atomic.Pointer[record]    // what no attribute could hold
 	sig    atomic.Pointer[signature] // of the last open
@@ -66,17 +71,28 @@ type table struct {
 	mu      sync.Mutex
 	nodes   map[uint64]*node
 	byKey   map[nodeKey]*node
+	byName  map[entryKey]*node // by parent and name, which were seen last
 	handles map[uint64]*handle
 	idle    idleList // nodes that can do without their descriptor
 	last    uint64   // id given out last, to nodes and handles; never reused
 	files   int      // descriptors held
 	max     int
 	dead    []int // descriptors to close once mu is free
+	lost    []*node
+	// forgotten is told of directories that have left the table, once mu is
+	// free. Optional.
+	forgotten func(*node)
+}
+
+// entryKey is a name in a directory.
+type entryKey struct {
+	dir  *node
+	name string
 }
 
 func newTable(maxFiles int) *table {
 	t := &table{
-		nodes: map[uint64]*node{}, byKey: map[nodeKey]*node{}, handles: map[uint64]*handle{},
+		nodes: map[uint64]*node{}, byKey: map[nodeKey]*node{}, byName: map[entryKey]*node{}, handles: map[uint64]*handle{},
 		last: fuse.FUSE_ROOT_ID, max: maxFiles,
 	}
 	t.idle.init()
@@ -86,9 +102,12 @@ func newTable(maxFiles int) *table {
 // unlock ends a change. The last close of a file that has no name any more
 // frees its blocks, so it must not keep others from the table.
 func (t *table) unlock() {
-	dead := t.dead
-	t.dead = nil
+	dead, lost := t.dead, t.lost
+	t.dead, t.lost = nil, nil
 	t.mu.Unlock()
+	for _, n := range lost {
+		t.forgotten(n)
+	}
 	for _, fd := range dead {
 		unix.Close(fd)
 	}
@@ -175,6 +194,54 @@ func (t *table) add(k nodeKey, kind uint32, fd int, p *node, name string) (*node
 	return n, nil
 }
 
+// seen holds the node that was seen last as name in p, which may be without
+// its descriptor; nil when there is none.
+func (t *table) seen(p *node, name string) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.hold(t.byName[entryKey{p, name}])
+}
+
+// past holds a new node for what the guest is to remember of a file that isn't
+// there any more. It can't be used for anything.
+func (t *table) past(vol *volume, kind uint32) *node {
+	t.mu.Lock()
+	defer t.unlock()
+	t.last++
+	n := &node{nodeKey: nodeKey{vol: vol, ino: t.last}, id: t.last, fd: -1, kind: kind, refs: 1}
+	t.nodes[n.id] = n
+	return n
+}
+
+// renew has the guest know the inode of n, a directory, by another number when
+// it comes across it again: its kernel takes n for removed.
+func (t *table) renew(n *node) {
+	t.mu.Lock()
+	defer t.unlock()
+	if t.byKey[n.nodeKey] == n {
+		delete(t.byKey, n.nodeKey)
+	}
+}
+
+// path of a node from the root on; empty when it isn't known.
+func (t *table) path(n *node) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var names []string
+	for ; n != nil; n = n.parent {
+		if n.parent == nil {
+			if n.gone || n.fd < 0 { // the descriptor of an export's own node is never taken
+				return ""
+			}
+			names = append(names, n.vol.name)
+			break
+		}
+		names = append(names, n.name)
+	}
+	slices.Reverse(names)
+	return strings.Join(names, "/")
+}
+
 // remember counts that the guest is told of n, which its caller holds.
 func (t *table) remember(n *node) bool {
 	t.mu.Lock()
@@ -216,6 +283,7 @@ func (t *table) settle(n *node) {
 		t.unlist(n)
 		t.shut(n)
 		p := n.parent
+		t.unname(n)
 		if n.parent = nil; p != nil {
 			p.kids--
 		}
@@ -242,6 +310,16 @@ func (t *table) unlist(n *node) {
 	delete(t.nodes, n.id)
 	if t.byKey[n.nodeKey] == n {
 		delete(t.byKey, n.nodeKey)
+	}
+	if t.forgotten != nil && n.isDir() {
+		t.lost = append(t.lost, n)
+	}
+}
+
+// unname takes n out of the names.
+func (t *table) unname(n *node) {
+	if k := (entryKey{n.parent, n.name}); t.byName[k] == n {
+		delete(t.byName, k)
 	}
 }
 
@@ -321,6 +399,7 @@ func (t *table) withdraw(lost func(*node) bool) {
 		if n.parent != nil && !lost(n.parent) {
 			n.parent.kids--
 		}
+		t.unname(n)
 		n.parent = nil
 		t.settle(n)
 	}

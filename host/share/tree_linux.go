@@ -27,6 +27,7 @@ type Tree struct {
 	forbidden []fileID
 	server    *server
 	exports   *exports
+	count     counters
 }
 
 // NewTree makes a Tree that exports nothing.
@@ -41,6 +42,9 @@ func NewTree(opts Options) *Tree {
 	t.server = newServer(func() *fileSystem {
 		f := newFileSystem(opts.MaxFiles, opts.log())
 		f.exports, f.forbidden = t.exports, t.forbidden
+		if opts.Replays != nil {
+			f.events = newEvents(f, opts, &t.count)
+		}
 		return f
 	}, opts.log())
 	return t
@@ -49,6 +53,15 @@ func NewTree(opts Options) *Tree {
 // Server answers the guest's requests. After a restart the guest may go on with
 // the same one: its first request makes all that it held before void.
 func (t *Tree) Server() vm.FUSEServer { return t.server }
+
+// Events tells what became of the host's changes, in all boots together.
+func (t *Tree) Events() Events { return t.count.events() }
+
+// Close ends what runs for the Tree. What was exported must have been closed.
+func (t *Tree) Close() error {
+	t.server.fs().retire()
+	return nil
+}
 
 // An Export is a host path that the guest can reach.
 type Export struct {
@@ -222,6 +235,7 @@ func (x *exports) add(e exported) *exported {
 	}
 	x.last++
 	e.name = exportName(e.key, x.last)
+	e.vol.name = e.name
 	e.seq, e.refs = x.last, 1
 	x.byName[e.name] = &e
 	return &e

@@ -1,0 +1,346 @@
+package share
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protodelim"
+
+	"sampan/proto"
+)
+
+// op is a change of the host that the guest is to be told of. For a RENAME a
+// missing directory, dir or to, stands for somewhere that nobody watches.
+type op struct {
+	seq  uint32 // 0 until it is sent
+	kind proto.Replay_Kind
+	mode uint32 // S_IFMT bits
+	dir  *node
+	name string // empty: dir itself, a file
+	to   *node
+	// toName may be any where to is missing, as name where dir is.
+	toName string
+
+	// By the request that the guest makes of it, one at a time.
+	subject *node // held: what is made, moved or removed
+	refused bool  // it must not be told
+}
+
+// from and dest are the names in the share that the op changes.
+func (o *op) from() entryKey { return entryKey{o.dir, o.name} }
+
+func (o *op) dest() entryKey {
+	if o.kind == proto.Replay_RENAME {
+		return entryKey{o.to, o.toName}
+	}
+	return o.from()
+}
+
+// departs and arrives tell whether k is gone, or there, after the op.
+func (o *op) departs(k entryKey) bool {
+	return (o.kind == proto.Replay_DELETE || o.kind == proto.Replay_RENAME) && o.from() == k
+}
+
+func (o *op) arrives(k entryKey) bool {
+	return (o.kind == proto.Replay_CREATE || o.kind == proto.Replay_RENAME) && o.dest() == k
+}
+
+const (
+	// maxQueue is how many changes may wait for the guest.
+	maxQueue = 1 << 16
+	// window is how many are sent before the first is answered.
+	window = 32
+)
+
+// queue holds the ops in their order. Guarded by events.mu.
+type queue struct {
+	waiting []*op              // not sent yet
+	sent    map[uint32]*op     // not answered yet
+	byEntry map[entryKey][]*op // both, in order
+	last    uint32             // seq given out last
+}
+
+func newQueue() queue {
+	return queue{sent: map[uint32]*op{}, byEntry: map[entryKey][]*op{}}
+}
+
+// push adds o, unless an equal change of content or attributes waits for the
+// same file.
+func (q *queue) push(o *op) (merged bool) {
+	if o.kind != proto.Replay_RENAME && o.kind != proto.Replay_CREATE && o.kind != proto.Replay_DELETE {
+		same := q.byEntry[o.from()]
+		for i := len(same) - 1; i >= 0 && same[i].seq == 0; i-- {
+			if same[i].kind == o.kind {
+				return true
+			}
+			if same[i].departs(o.from()) || same[i].arrives(o.from()) {
+				break
+			}
+		}
+	}
+	q.waiting = append(q.waiting, o)
+	q.index(o)
+	return false
+}
+
+// index adds o behind all others of its names.
+func (q *queue) index(o *op) {
+	for i, k := range []entryKey{o.from(), o.dest()} {
+		if k.dir != nil && (i == 0 || k != o.from()) {
+			q.byEntry[k] = append(q.byEntry[k], o)
+		}
+	}
+}
+
+// next takes the first op for sending; nil when there is none, or enough are
+// under way.
+func (q *queue) next() *op {
+	if len(q.waiting) == 0 || len(q.sent) >= window {
+		return nil
+	}
+	o := q.waiting[0]
+	q.waiting[0] = nil
+	if q.waiting = q.waiting[1:]; len(q.waiting) == 0 {
+		q.waiting = nil // what they were in may go
+	}
+	q.last = q.last%(1<<30) + 1
+	o.seq = q.last
+	q.sent[o.seq] = o
+	return o
+}
+
+// done takes an op out.
+func (q *queue) done(o *op) {
+	delete(q.sent, o.seq)
+	for _, k := range []entryKey{o.from(), o.dest()} {
+		rest := q.byEntry[k][:0]
+		for _, other := range q.byEntry[k] {
+			if other != o {
+				rest = append(rest, other)
+			}
+		}
+		if len(rest) == 0 {
+			delete(q.byEntry, k)
+		} else {
+			q.byEntry[k] = rest
+		}
+	}
+}
+
+// later tells whether after o there is one that departs from k, or arrives at it.
+func (q *queue) later(o *op, k entryKey, is func(*op, entryKey) bool) bool {
+	after := false
+	for _, other := range q.byEntry[k] {
+		if after && is(other, k) {
+			return true
+		}
+		after = after || other == o
+	}
+	return false
+}
+
+// add queues a change.
+func (e *events) add(o *op) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.closed:
+		return
+	case len(e.queue.waiting) >= maxQueue:
+		e.count.lost.Add(1)
+		return
+	case e.queue.push(o):
+		e.count.merged.Add(1)
+		return
+	}
+	e.signal()
+}
+
+func (e *events) signal() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	dialTimeout = 5 * time.Second
+	redialWait  = time.Second
+)
+
+// send brings the ops to the agent until close.
+func (e *events) send() {
+	for {
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-e.wake:
+		}
+		if err := e.session(); err != nil && e.ctx.Err() == nil {
+			e.log.Warn("containers are not told of changes in shared folders", "error", err)
+		}
+		e.abandon()
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-time.After(redialWait):
+		}
+	}
+}
+
+// session sends ops over one stream until that ends.
+func (e *events) session() error {
+	ctx, cancel := context.WithTimeout(e.ctx, dialTimeout)
+	defer cancel()
+	stream, err := e.dial(ctx)
+	if err != nil {
+		return err
+	}
+	// The agent may do other things in its thread once the stream is closed.
+	closeStream := func() { e.thread.Store(0); stream.Close() }
+	defer closeStream()
+	defer context.AfterFunc(e.ctx, closeStream)()
+	in := bufio.NewReader(stream)
+	limited := protodelim.UnmarshalOptions{MaxSize: proto.MaxReplay}
+	var hello proto.Replayed
+	if err := limited.UnmarshalFrom(in, &hello); err != nil {
+		return err
+	}
+	e.thread.Store(hello.Thread)
+	ended := make(chan error, 1)
+	e.wg.Go(func() {
+		for {
+			var r proto.Replayed
+			if err := limited.UnmarshalFrom(in, &r); err != nil {
+				ended <- err
+				return
+			}
+			e.answered(&r)
+		}
+	})
+	out := bufio.NewWriterSize(stream, 32<<10)
+	for {
+		for o := e.next(); o != nil; o = e.next() {
+			if _, err := protodelim.MarshalTo(out, e.message(o)); err != nil {
+				return err
+			}
+		}
+		if err := out.Flush(); err != nil {
+			return err
+		}
+		select {
+		case <-e.wake:
+		case err := <-ended:
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+}
+
+func (e *events) next() *op {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.queue.next()
+}
+
+// elsewhere is the name in the share's root that stands for where nobody looks.
+const elsewhere = ".elsewhere"
+
+func (e *events) message(o *op) *proto.Replay {
+	m := &proto.Replay{Seq: o.seq, Kind: o.kind, Mode: o.mode, Name: []byte(o.name), ToName: []byte(o.toName)}
+	m.Dir, m.Path = e.where(o.dir)
+	if o.kind != proto.Replay_RENAME {
+		return m
+	}
+	m.ToDir, m.ToPath = e.where(o.to)
+	if o.dir == nil {
+		m.Name = []byte(elsewhere)
+	}
+	if o.to == nil {
+		m.ToName = []byte(elsewhere)
+	}
+	return m
+}
+
+func (e *events) where(n *node) (id uint64, path []byte) {
+	if n == nil {
+		return rootID, nil
+	}
+	path = []byte(e.f.path(n))
+	if len(path) > unix.PathMax {
+		path = nil
+	}
+	return n.id, path
+}
+
+// answered ends an op.
+func (e *events) answered(r *proto.Replayed) {
+	var held *node // to put without mu, which forgetting it takes
+	defer func() { e.f.putAny(held) }()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	o := e.queue.sent[r.Seq]
+	if o == nil {
+		return
+	}
+	held = o.subject
+	e.queue.done(o)
+	e.signal() // there is room for another
+	errno := unix.Errno(r.Errno)
+	switch {
+	case errno == 0:
+		e.count.replayed.Add(1)
+	case errno == unix.ESTALE: // the guest has forgotten the directory: nobody watches
+		e.count.void.Add(1)
+	case o.kind == proto.Replay_RENAME:
+		e.count.degraded.Add(1)
+		e.split(o)
+	case o.refused, errno == unix.ENOENT:
+		e.count.void.Add(1)
+	default:
+		e.count.lost.Add(1)
+		e.log.Debug("a change on the host was not told", "kind", o.kind, "name", o.name, "error", errno)
+	}
+}
+
+// split tells of a rename that couldn't be told as such as of a removal and a
+// creation, before all else.
+func (e *events) split(o *op) {
+	var halves []*op
+	if o.dir != nil {
+		halves = append(halves, &op{kind: proto.Replay_DELETE, mode: o.mode, dir: o.dir, name: o.name})
+	}
+	if o.to != nil {
+		halves = append(halves, &op{kind: proto.Replay_CREATE, mode: o.mode, dir: o.to, name: o.toName})
+	}
+	e.queue.waiting = append(halves, e.queue.waiting...)
+	for _, h := range halves {
+		k := h.from()
+		// Before those that wait, behind those that are sent already.
+		i := 0
+		for i < len(e.queue.byEntry[k]) && e.queue.byEntry[k][i].seq != 0 {
+			i++
+		}
+		list := append([]*op{}, e.queue.byEntry[k][:i]...)
+		e.queue.byEntry[k] = append(append(list, h), e.queue.byEntry[k][i:]...)
+	}
+}
+
+// abandon gives up all ops: there is nobody to tell.
+func (e *events) abandon() {
+	e.mu.Lock()
+	old := e.queue
+	e.queue = newQueue()
+	e.queue.last = old.last
+	e.mu.Unlock()
+	e.count.lost.Add(int64(len(old.sent) + len(old.waiting)))
+	for _, o := range old.sent {
+		e.f.putAny(o.subject)
+	}
+}
