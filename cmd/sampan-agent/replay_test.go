@@ -169,6 +169,8 @@ func (w *watcher) want(do func(), want ...string) {
 	w.t.Helper()
 	do()
 	got := slices.Compact(w.until(want[len(want)-1]))
+	// Whether it is told of depends on how soon the file is renamed.
+	got = slices.DeleteFunc(got, func(line string) bool { return line == "modify .old.tmp" || line == "written .old.tmp" })
 	if !slices.Equal(got, want) {
 		w.t.Errorf("events %q, want %q", got, want)
 	}
@@ -189,8 +191,8 @@ func TestReplays(t *testing.T) {
 	in := func(name string) string { return filepath.Join(s.mnt, name) }
 	must(t, os.Mkdir(at("d"), 0o755), os.WriteFile(at("old"), []byte("x"), 0o644))
 	w := newWatcher(t, s.mnt, "d")
-	w.want(func() { must(t, os.WriteFile(at("f"), nil, 0o644)) }, "create f")
-	w.want(func() { must(t, os.WriteFile(at("f"), []byte("text"), 0o644)) }, "modify f")
+	w.want(func() { must(t, os.WriteFile(at("f"), nil, 0o644)) }, "create f", "written f")
+	w.want(func() { must(t, os.WriteFile(at("f"), []byte("text"), 0o644)) }, "modify f", "written f")
 	w.want(func() { must(t, os.Chmod(at("f"), 0o600)) }, "attrib f")
 	w.want(func() { must(t, os.Rename(at("f"), at("d/g"))) }, "from f #1", "to d/g #1")
 	w.want(func() { must(t, os.Remove(at("d/g"))) }, "delete d/g")
@@ -199,7 +201,7 @@ func TestReplays(t *testing.T) {
 	w.want(func() { must(t, os.Remove(at("new2"))) }, "delete new2 dir")
 	w.want(func() { must(t, os.Symlink("f", at("link"))) }, "create link")
 	w.want(func() { must(t, os.Remove(at("link"))) }, "delete link")
-	// An editor's save. Of the content of what is gone already nothing is told.
+	// An editor's save.
 	w.want(func() {
 		must(t, os.WriteFile(at(".old.tmp"), []byte("y"), 0o644), os.Rename(at(".old.tmp"), at("old")))
 	},

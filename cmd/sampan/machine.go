@@ -145,7 +145,10 @@ type machineStatus struct {
 	} `json:"boot"`
 	LastError string   `json:"lastError"`
 	Warnings  []string `json:"warnings"`
-	Guest     *struct {
+	Events    *struct {
+		Watched, Unwatched, Replayed, Degraded, Lost, Overflows int64
+	} `json:"events"`
+	Guest *struct {
 		MemoryTotal     uint64 `json:"memory_total"`
 		MemoryAvailable uint64 `json:"memory_available"`
 		DiskTotal       uint64 `json:"disk_total"`
@@ -221,6 +224,18 @@ func (s *machineStatus) print(w io.Writer) {
 			disk += " (" + s.DiskDone + ")"
 		}
 		line("Data disk", disk)
+	}
+	if e := s.Events; e != nil && (e.Watched > 0 || e.Replayed > 0 || e.Unwatched > 0 || e.Lost > 0) {
+		events := fmt.Sprintf("%d told, %d lost; %d folders watched", e.Replayed, e.Lost, e.Watched)
+		for _, more := range []struct {
+			n    int64
+			what string
+		}{{e.Degraded, "degraded"}, {e.Overflows, "overflows"}, {e.Unwatched, "folders not watched"}} {
+			if more.n > 0 {
+				events += fmt.Sprintf(", %d %s", more.n, more.what)
+			}
+		}
+		line("Events", events)
 	}
 	first, _, _ := strings.Cut(s.LastError, "\n") // the console's tail follows, which machine logs shows
 	line("Last error", first)

@@ -180,6 +180,7 @@ func (s *Service) End(grace time.Duration) {
 		all = append(all, c)
 	}
 	s.mu.Unlock()
+	s.cfg.Streams.endReplays()
 	ctx, cancel := context.WithTimeout(context.Background(), grace+endTimeout)
 	defer cancel()
 	var eg errgroup.Group

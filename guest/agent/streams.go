@@ -34,6 +34,8 @@ type Streams struct {
 	mu      sync.Mutex
 	pending map[streamKey]*pending
 	wanted  map[streamKey]chan net.Conn // of capacity 1
+	replays map[net.Conn]struct{}
+	ended   bool
 }
 
 type pending struct {
@@ -43,7 +45,7 @@ type pending struct {
 
 // NewStreams returns an empty table.
 func NewStreams(log *slog.Logger) *Streams {
-	return &Streams{log: log, pending: map[streamKey]*pending{}, wanted: map[streamKey]chan net.Conn{}}
+	return &Streams{log: log, pending: map[streamKey]*pending{}, wanted: map[streamKey]chan net.Conn{}, replays: map[net.Conn]struct{}{}}
 }
 
 // Serve accepts streams until the listener is closed. Each is read and served
@@ -81,11 +83,40 @@ func (t *Streams) serve(conn net.Conn) {
 			t.log.Warn("stream: " + err.Error())
 		}
 	case proto.StreamReplays:
-		if err := Replay(conn, boot.HostDir); err != nil {
+		if err := t.replay(conn); err != nil {
 			t.log.Warn("stream: " + err.Error())
 		}
 	default:
 		t.log.Warn("stream of unknown kind", "kind", h.Kind)
+		conn.Close()
+	}
+}
+
+// replay is Replay until endReplays.
+func (t *Streams) replay(conn net.Conn) error {
+	t.mu.Lock()
+	if t.ended {
+		t.mu.Unlock()
+		return conn.Close()
+	}
+	t.replays[conn] = struct{}{}
+	t.mu.Unlock()
+	err := Replay(conn, boot.HostDir)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.replays, conn)
+	if t.ended {
+		return nil
+	}
+	return err
+}
+
+// endReplays has the share be used no more, so that it can be unmounted.
+func (t *Streams) endReplays() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = true
+	for conn := range t.replays {
 		conn.Close()
 	}
 }

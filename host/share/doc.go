@@ -60,6 +60,13 @@
 // would then take size and times of a file for its own, and what the host wrote
 // meanwhile would be lost.
 //
+// # Events
+//
+// With Options.Replays, watchers in the guest (inotify) see what the host changes:
+// see events, which watches, ledger, which knows the guest's own changes, and
+// replays, which answers the guest's agent when that makes the host's changes once
+// more.
+//
 // # Limits
 //
 // Each inode that the guest works with has a descriptor (O_PATH). Those that it

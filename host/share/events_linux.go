@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,6 +53,12 @@ type events struct {
 	ledger ledger
 	queue  queue
 	wake   chan struct{} // of capacity 1: there is something for the sender
+	// written are files of which the host's end of writing is to be told: it
+	// has made them or changed their content.
+	written map[fileID]struct{}
+	begun   time.Time // the last reading
+	current time.Time // up to when all events have been read
+	missed  time.Time // since when the queue has had no room; zero: it had
 }
 
 // watch is a directory of the host that is watched, for all nodes that are it.
@@ -78,6 +85,7 @@ func newEvents(f *fileSystem, opts Options, count *counters) *events {
 		f: f, dial: opts.Replays, log: opts.log(), count: count,
 		byWD: map[int32]*watch{}, byID: map[fileID]*watch{},
 		ledger: newLedger(), queue: newQueue(), wake: make(chan struct{}, 1),
+		written: map[fileID]struct{}{},
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	f.table.forgotten = e.unwatch
@@ -85,7 +93,8 @@ func newEvents(f *fileSystem, opts Options, count *counters) *events {
 }
 
 // watched are the host's events that count.
-const watched = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_MODIFY | unix.IN_ATTRIB
+const watched = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_MODIFY |
+	unix.IN_ATTRIB | unix.IN_CLOSE_WRITE
 
 // watch begins to watch a directory, which its caller holds. It is watched when
 // this returns, before the guest knows of it: so there is no change that the
@@ -330,6 +339,8 @@ func (e *events) handle(ev event) {
 		}
 	case ev.mask&unix.IN_MODIFY != 0:
 		e.each(ev, proto.Replay_MODIFY)
+	case ev.mask&unix.IN_CLOSE_WRITE != 0:
+		e.each(ev, proto.Replay_WRITTEN)
 	case ev.mask&unix.IN_ATTRIB != 0:
 		e.each(ev, proto.Replay_ATTRIB)
 	}
@@ -337,17 +348,37 @@ func (e *events) handle(ev event) {
 
 // each queues a change for all nodes of a directory.
 func (e *events) each(ev event, kind proto.Replay_Kind) {
+	var id fileID
 	for _, n := range e.dirs(ev) {
-		mode, own := e.look(n, ev, kind)
+		var st unix.Stat_t
+		mode, own := e.look(n, ev, kind, &st)
+		id = fileID{uint64(st.Dev), st.Ino}
 		if !own {
 			e.add(&op{kind: kind, mode: mode, dir: n, name: ev.name})
 		}
+		if !own && mode == unix.S_IFREG && (kind == proto.Replay_CREATE || kind == proto.Replay_MODIFY) {
+			e.mu.Lock()
+			if len(e.written) >= maxLedger { // of files that stay open
+				clear(e.written)
+			}
+			e.written[id] = struct{}{}
+			e.mu.Unlock()
+		}
+	}
+	if kind == proto.Replay_WRITTEN {
+		e.mu.Lock()
+		delete(e.written, id)
+		e.mu.Unlock()
 	}
 }
 
-// look finds out what kind of thing an event is about. A change of content or
-// attributes is the guest's own if the file still is as the guest left it.
-func (e *events) look(dir *node, ev event, kind proto.Replay_Kind) (mode uint32, own bool) {
+// look finds out what kind of thing an event is about, and fills st if it is
+// there. A change of content or attributes is the guest's own if the file still is
+// as the guest left it.
+//
+// Of the end of writing nobody is told who may want to execute the file: it takes
+// the file being open for writing, which would keep it from being executed.
+func (e *events) look(dir *node, ev event, kind proto.Replay_Kind, st *unix.Stat_t) (mode uint32, own bool) {
 	mode = unix.S_IFREG
 	if ev.mask&unix.IN_ISDIR != 0 {
 		mode = unix.S_IFDIR
@@ -355,22 +386,25 @@ func (e *events) look(dir *node, ev event, kind proto.Replay_Kind) (mode uint32,
 	if kind == proto.Replay_DELETE {
 		return mode, false
 	}
-	var st unix.Stat_t
 	p, err := e.f.node(dir.id)
 	if p == nil || err != nil {
 		return mode, false
 	}
 	defer e.f.put(p)
-	if fstatat(p.fd, ev.name, &st) != nil {
-		return mode, kind == proto.Replay_MODIFY || kind == proto.Replay_ATTRIB // it is gone: more follows
+	if fstatat(p.fd, ev.name, st) != nil {
+		// It is gone: more follows.
+		return mode, kind == proto.Replay_MODIFY || kind == proto.Replay_ATTRIB || kind == proto.Replay_WRITTEN
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch kind {
 	case proto.Replay_MODIFY:
-		own = e.ledger.wrote(&st)
+		own = e.ledger.wrote(st)
 	case proto.Replay_ATTRIB:
-		own = e.ledger.changed(&st)
+		own = e.ledger.changed(st)
+	case proto.Replay_WRITTEN:
+		_, wrote := e.written[fileID{uint64(st.Dev), st.Ino}]
+		own = !wrote || st.Mode&0o111 != 0
 	}
 	return st.Mode & unix.S_IFMT, own
 }
@@ -380,7 +414,7 @@ func (e *events) moved(from, to event) {
 	sources := e.dirs(from)
 	for _, q := range e.dirs(to) {
 		i := slices.IndexFunc(sources, func(p *node) bool { return p.vol == q.vol })
-		mode, _ := e.look(q, to, proto.Replay_RENAME)
+		mode, _ := e.look(q, to, proto.Replay_RENAME, new(unix.Stat_t))
 		o := &op{kind: proto.Replay_RENAME, mode: mode, to: q, toName: to.name}
 		if i >= 0 {
 			o.dir, o.name = sources[i], from.name
@@ -399,7 +433,7 @@ func (e *events) movedOut(from event) { e.out(e.dirs(from), from) }
 
 func (e *events) out(sources []*node, from event) {
 	for _, p := range sources {
-		mode, _ := e.look(p, from, proto.Replay_DELETE)
+		mode, _ := e.look(p, from, proto.Replay_DELETE, new(unix.Stat_t))
 		e.add(&op{kind: proto.Replay_RENAME, mode: mode, dir: p, name: from.name})
 	}
 }
@@ -410,6 +444,7 @@ func (e *events) round() uint64 {
 	defer e.mu.Unlock()
 	e.ledger.reading = true
 	e.ledger.round++
+	e.begun = time.Now()
 	return e.ledger.round
 }
 
@@ -419,6 +454,7 @@ func (e *events) drained(round uint64) {
 	defer e.mu.Unlock()
 	e.ledger.reading = false
 	e.ledger.purge(round)
+	e.current = e.begun
 }
 
 // overflow notes that the host's kernel has dropped events.
@@ -426,5 +462,8 @@ func (e *events) overflow() {
 	e.count.overflows.Add(1)
 	e.mu.Lock()
 	e.ledger.forget()
+	since := e.current
 	e.mu.Unlock()
+	e.log.Warn("the host's kernel had no room for file events: looking for what has changed")
+	e.rescan(since)
 }

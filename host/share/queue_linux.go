@@ -3,8 +3,6 @@ package share
 import (
 	"bufio"
 	"context"
-	"errors"
-	"io"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -152,6 +150,9 @@ func (e *events) add(o *op) {
 		return
 	case len(e.queue.waiting) >= maxQueue:
 		e.count.lost.Add(1)
+		if e.missed.IsZero() {
+			e.missed = e.current
+		}
 		return
 	case e.queue.push(o):
 		e.count.merged.Add(1)
@@ -232,13 +233,15 @@ func (e *events) session() error {
 		if err := out.Flush(); err != nil {
 			return err
 		}
+		if since := e.caughtUp(); !since.IsZero() {
+			e.rescan(since)
+			continue
+		}
 		select {
 		case <-e.wake:
 		case err := <-ended:
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			return err
+			e.log.Debug("the stream of file events has ended", "error", err)
+			return nil
 		}
 	}
 }
@@ -247,6 +250,17 @@ func (e *events) next() *op {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.queue.next()
+}
+
+// caughtUp tells since when changes were dropped, once all others are told; a zero
+// time for none.
+func (e *events) caughtUp() (since time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.queue.waiting) == 0 && len(e.queue.sent) == 0 {
+		since, e.missed = e.missed, time.Time{}
+	}
+	return since
 }
 
 // elsewhere is the name in the share's root that stands for where nobody looks.
