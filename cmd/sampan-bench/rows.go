@@ -25,7 +25,7 @@ func (b *bench) rows() []row {
 	go site.Serve(ln) // ends with the process
 	here := "http://" + ln.Addr().String()
 	there := fmt.Sprintf("http://127.0.0.1:%d", b.port)
-	return slices.Concat(b.vsockRows(), []row{b.nginxRow()}, b.pullRows(), []row{
+	return slices.Concat(b.vsockRows(), []row{b.nginxRow()}, b.pullRows(), b.eventRows(), []row{
 		{"warm: `run --rm busybox true`", "fork and exec in the guest", "namespaces, overlay, a network interface, under emulation", "ms", b.run, b.forkExec},
 		{"warm: `run --rm busybox true`", "`crun run` of the same alone, in the same guest", "the same", "ms", b.run, b.crunRun},
 		{"20 × `run --rm busybox true` at once", "20 × `crun run` at once", "the guest's processors: a second stage's start each", "ms", b.runMany, b.crunMany},

@@ -117,7 +117,11 @@ func (f *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 		return code
 	}
 	defer f.put(n)
-	defer f.events.file(n, n.fd, in.Valid&(fuse.FATTR_SIZE|fuse.FATTR_MTIME) != 0)()
+	what := attributes
+	if in.Valid&(fuse.FATTR_SIZE|fuse.FATTR_MTIME) != 0 {
+		what |= content
+	}
+	defer f.events.file(n, n.fd, what)()
 	if in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_MODE|fuse.FATTR_KILL_SUIDGID) != 0 {
 		if err := f.setOwnerAndMode(n, in); err != nil {
 			return status(err)

@@ -56,9 +56,10 @@ type events struct {
 	// written are files of which the host's end of writing is to be told: it
 	// has made them or changed their content.
 	written map[fileID]struct{}
-	begun   time.Time // the last reading
-	current time.Time // up to when all events have been read
-	missed  time.Time // since when the queue has had no room; zero: it had
+	begun   time.Time     // the last reading
+	current time.Time     // up to when all events have been read
+	caught  chan struct{} // closed when no event is left to read; nil: nobody waits
+	missed  time.Time     // since when the queue has had no room; zero: it had
 }
 
 // watch is a directory of the host that is watched, for all nodes that are it.
@@ -203,18 +204,17 @@ func (e *events) close() {
 	e.cancel()
 	e.watchMu.Lock()
 	e.mu.Lock()
-	if !e.closed {
-		e.closed = true
-		e.thread.Store(0)
-		for _, w := range e.byWD {
-			e.dropLocked(w)
-		}
-		if e.inotify != nil {
-			e.inotify.Close()
-		}
+	first := !e.closed
+	e.closed = true
+	e.thread.Store(0)
+	for _, w := range e.byWD {
+		e.dropLocked(w)
 	}
 	e.mu.Unlock()
 	e.watchMu.Unlock()
+	if first && e.inotify != nil {
+		e.inotify.Close() // waits for the reader, which takes the locks
+	}
 	e.wg.Wait()
 }
 
@@ -455,6 +455,32 @@ func (e *events) drained(round uint64) {
 	e.ledger.reading = false
 	e.ledger.purge(round)
 	e.current = e.begun
+	if e.caught != nil {
+		close(e.caught)
+		e.caught = nil
+	}
+}
+
+// catchUpWait bounds how long a request waits for events to be read.
+const catchUpWait = 10 * time.Millisecond
+
+// catchUp waits until all that has happened so far is queued.
+func (e *events) catchUp() {
+	e.mu.Lock()
+	unread, err := unix.IoctlGetInt(e.fd, unix.TIOCINQ)
+	if e.closed || !e.ledger.reading && (err != nil || unread == 0) {
+		e.mu.Unlock()
+		return
+	}
+	if e.caught == nil {
+		e.caught = make(chan struct{})
+	}
+	caught := e.caught
+	e.mu.Unlock()
+	select {
+	case <-caught:
+	case <-time.After(catchUpWait):
+	}
 }
 
 // overflow notes that the host's kernel has dropped events.

@@ -41,12 +41,20 @@ type noted struct {
 // event is taken for the guest's: what the host changes meanwhile comes before
 // the event that the guest's kernel raises when the request is answered.
 type stamp struct {
-	busy         int
-	round        uint64 // in which the last request ended
-	content      bool   // mtime and size are those of a change of the content
-	ctime, mtime unix.Timespec
-	size         int64
+	busy  int
+	round uint64 // in which the last request ended
+	what  touched
+	mtime unix.Timespec // after a change of the content
+	size  int64
 }
+
+// touched is what of a file a request changes.
+type touched uint8
+
+const (
+	content touched = 1 << iota
+	attributes
+)
 
 func newLedger() ledger {
 	return ledger{names: map[change]*noted{}, files: map[fileID]*stamp{}}
@@ -109,29 +117,30 @@ func (l *ledger) work(id fileID) {
 }
 
 // worked notes how the request left it.
-func (l *ledger) worked(id fileID, st *unix.Stat_t, content bool) {
+func (l *ledger) worked(id fileID, st *unix.Stat_t, what touched) {
 	s := l.files[id]
 	if s == nil || s.busy == 0 {
 		return
 	}
 	s.busy--
 	s.round = l.round
-	s.ctime = st.Ctim
-	if content {
-		s.content, s.mtime, s.size = true, st.Mtim, st.Size
+	s.what |= what
+	if what&content != 0 {
+		s.mtime, s.size = st.Mtim, st.Size
 	}
 }
 
 // wrote tells whether a file has the content that the guest has left.
 func (l *ledger) wrote(st *unix.Stat_t) bool {
 	s := l.files[fileID{uint64(st.Dev), st.Ino}]
-	return s != nil && (s.busy > 0 || s.content && s.mtime == st.Mtim && s.size == st.Size)
+	return s != nil && (s.busy > 0 || s.what&content != 0 && s.mtime == st.Mtim && s.size == st.Size)
 }
 
-// changed tells whether a file has the attributes that the guest has left.
+// changed tells whether the guest has changed a file's attributes. Names that come
+// and go change ctime as well, so that doesn't tell.
 func (l *ledger) changed(st *unix.Stat_t) bool {
 	s := l.files[fileID{uint64(st.Dev), st.Ino}]
-	return s != nil && (s.busy > 0 || s.ctime == st.Ctim)
+	return s != nil && (s.busy > 0 || s.what&attributes != 0)
 }
 
 // purge drops what ended before a round that found nothing to read: its event
@@ -208,8 +217,8 @@ func (e *events) replayStolen(c change) {
 }
 
 // file notes that the caller is about to change a file, of which fd is a
-// descriptor until end has been called: its content, or only its attributes.
-func (e *events) file(n *node, fd int, content bool) (end func()) {
+// descriptor until end has been called.
+func (e *events) file(n *node, fd int, what touched) (end func()) {
 	if e == nil || !e.active.Load() {
 		return func() {}
 	}
@@ -223,10 +232,12 @@ func (e *events) file(n *node, fd int, content bool) (end func()) {
 	}
 	return func() {
 		var st unix.Stat_t
-		err := fstat(fd, &st)
+		if fstat(fd, &st) != nil {
+			what &^= content
+		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		e.ledger.worked(id, &st, content && err == nil)
+		e.ledger.worked(id, &st, what)
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 // made records what the guest gave a new inode, which the caller holds, and
 // fills st. A directory with setgid hands its group down.
 func (f *fileSystem) made(p, n *node, st *unix.Stat_t, who fuse.Caller, mode uint32) error {
-	defer f.events.file(n, n.fd, false)()
+	defer f.events.file(n, n.fd, attributes)()
 	n.made.Store(time.Now().UnixNano())
 	o := owner(noRecord(), who)
 	if dir := p.record(); dir.gid != unset && dir.mode != unset && dir.mode&unix.S_ISGID != 0 {

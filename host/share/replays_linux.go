@@ -58,10 +58,18 @@ func (k entryKey) is(dir uint64, name string) bool {
 	return k.dir.id == dir && k.name == name
 }
 
+// later tells whether an op after o departs from k, or arrives at it.
 func (f replays) later(o *op, k entryKey, is func(*op, entryKey) bool) bool {
-	f.events.mu.Lock()
-	defer f.events.mu.Unlock()
-	return f.events.queue.later(o, k, is)
+	look := func() bool {
+		f.events.mu.Lock()
+		defer f.events.mu.Unlock()
+		return f.events.queue.later(o, k, is)
+	}
+	if look() {
+		return true
+	}
+	f.events.catchUp()
+	return look()
 }
 
 // stat describes what is at k on the host now.
