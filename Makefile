@@ -17,7 +17,7 @@ QEMU_amd64 := qemu-system-x86
 QEMU_arm64 := qemu-system-arm
 RUN_DEPS   := $(QEMU_$(HOST)) busybox-static
 BUILD_DEPS := xz-utils debian-archive-keyring ca-certificates
-TEST_DEPS  := inotify-tools docker-registry erofs-utils e2fsprogs strace tmux attr
+TEST_DEPS  := inotify-tools openssh-client docker-registry erofs-utils e2fsprogs strace tmux attr
 KERNEL_DEPS := gcc libc6-dev binutils make flex bison bc perl libelf-dev xz-utils
 # What makes the images of a nightly test.
 FOREIGN_DEPS := skopeo umoci buildah
