@@ -120,11 +120,11 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	now := time.Now()
-	since, err := optionalTime(r.FormValue("since"), now)
+	since, err := eventTime(r.FormValue("since"), now)
 	if err != nil {
 		return err
 	}
-	until, err := optionalTime(r.FormValue("until"), now)
+	until, err := eventTime(r.FormValue("until"), now)
 	if err != nil {
 		return err
 	}
@@ -134,6 +134,15 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 		func(m events.Message) error { return out.send(m) })
 }
 
+// eventTime is zero for no time; 0 is one, that of the epoch.
+func eventTime(v string, now time.Time) (time.Time, error) {
+	if v == "" {
+		return time.Time{}, nil
+	}
+	return engine.ParseTime(v, now)
+}
+
+// optionalTime is zero for no time, which for logs 0 means as well.
 func optionalTime(v string, now time.Time) (time.Time, error) {
 	if v == "" || v == "0" {
 		return time.Time{}, nil
