@@ -28,7 +28,7 @@ import (
 //	POST /sampan/machine/exec     as /containers/ID/exec, for the guest itself
 func newMachineCommand(a *app) *cobra.Command {
 	return group("machine", "Manage the virtual machine",
-		newMachineCheckCommand(a), newMachineLogsCommand(a), newMachineShellCommand(a), newMachineStartCommand(a),
+		newMachineCheckCommand(a), newMachineLogsCommand(a), newMachineSetCommand(a), newMachineShellCommand(a), newMachineStartCommand(a),
 		newMachineStatusCommand(a), newMachineStopCommand(a))
 }
 
@@ -112,6 +112,32 @@ func newMachineStopCommand(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&daemon, "daemon", false, "End sampand as well; the next command starts it again")
+	return cmd
+}
+
+func newMachineSetCommand(a *app) *cobra.Command {
+	var disk string
+	cmd := &cobra.Command{
+		Use:   "set OPTIONS",
+		Short: "Change the virtual machine",
+		Long:  "Change the virtual machine.\n\nA data disk can only grow. It does so at the machine's next boot.",
+		Args:  argCount(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if disk == "" {
+				return errors.New("nothing to set: want --disk SIZE")
+			}
+			size, err := units.RAMInBytes(disk)
+			if err != nil || size <= 0 {
+				return fmt.Errorf("invalid argument %q for --disk: want a size such as 128GiB", disk)
+			}
+			resp, err := a.machineCall(cmd.Context(), true, http.MethodPost, "/disk", map[string]int64{"size": size})
+			if err != nil {
+				return err
+			}
+			return resp.Body.Close()
+		},
+	}
+	cmd.Flags().StringVar(&disk, "disk", "", "Size of the data disk, such as 128GiB")
 	return cmd
 }
 

@@ -106,6 +106,9 @@ func TestPrepareDisk(t *testing.T) {
 	if !sb.neverMounted() {
 		t.Error("mke2fs leaves traces of a mount")
 	}
+	if n := sb.blocks() * sb.blockSize(); n != 64<<20 {
+		t.Errorf("a file system of %d bytes", n)
+	}
 	debugfs(t, dev, "state 2")
 	step("with errors", diskRepaired)
 	step("repaired", diskClean)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -71,10 +72,47 @@ func mountData(log *slog.Logger) (string, error) {
 	if err := unix.Mount(dev, DataDir, "ext4", 0, dataOptions); err != nil {
 		return "", fmt.Errorf("data disk: mount %s: %w", dev, err)
 	}
+	if err := grow(dev, DataDir); err != nil {
+		log.Warn("the data disk keeps its old size: " + err.Error())
+	}
 	if err := os.Chmod(DataDir, 0o711); err != nil {
 		return "", fmt.Errorf("data disk: %w", err)
 	}
 	return done, nil
+}
+
+// resizeFS is EXT4_IOC_RESIZE_FS, _IOW('f', 16, __u64) (uapi/linux/ext4.h): it
+// gives a mounted file system so many blocks.
+const resizeFS = 0x40086610
+
+// grow has the file system fill a disk that has become larger.
+func grow(dev, dir string) error {
+	d, err := os.Open(dev)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	size, err := d.Seek(0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("size of %s: %w", dev, err)
+	}
+	sb, err := readSuperblock(dev)
+	if err != nil {
+		return err
+	}
+	blocks := uint64(size) / sb.blockSize()
+	if blocks <= sb.blocks() {
+		return nil
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), resizeFS, uintptr(unsafe.Pointer(&blocks))); errno != 0 {
+		return fmt.Errorf("grow ext4 from %d to %d blocks: %w", sb.blocks(), blocks, errno)
+	}
+	return nil
 }
 
 // findDisk returns the virtio-blk device with a serial number, or "".

@@ -22,6 +22,9 @@ const (
 
 // Fields of the superblock, by offset.
 const (
+	sbBlocksLow    = 0x04 // 32 bits
+	sbLogBlockSize = 0x18 // 32 bits, from 1 KiB
+	sbBlocksHigh   = 0x150
 	sbMountTime    = 0x2c // 32 bits
 	sbMountCount   = 0x34 // 16 bits
 	sbMagic        = 0x38 // 16 bits
@@ -31,7 +34,8 @@ const (
 	ext4Magic      = 0xef53
 	ext4StateValid = 1
 	ext4StateError = 2
-	incompatReplay = 4 // the journal holds something
+	incompatReplay = 4    // the journal holds something
+	incompat64Bit  = 0x80 // numbers of blocks have a high half
 )
 
 func (b superblock) u16(at int) uint16 { return binary.LittleEndian.Uint16(b[superblockAt+at:]) }
@@ -51,6 +55,18 @@ func (b superblock) state() diskState {
 		return stateDirty
 	}
 	return stateClean
+}
+
+// blockSize is in bytes.
+func (b superblock) blockSize() uint64 { return 1024 << (b.u32(sbLogBlockSize) & 15) }
+
+// blocks is how many the file system has.
+func (b superblock) blocks() uint64 {
+	n := uint64(b.u32(sbBlocksLow))
+	if b.u32(sbIncompat)&incompat64Bit != 0 {
+		n |= uint64(b.u32(sbBlocksHigh)) << 32
+	}
+	return n
 }
 
 // neverMounted is true when nothing but mke2fs has written to the disk. Each

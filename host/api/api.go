@@ -133,6 +133,7 @@ func (s *server) routes() []route {
 		{"GET /sampan/machine", s.machineStatus},
 		{"POST /sampan/machine/start", s.machineStart},
 		{"POST /sampan/machine/stop", s.machineStop},
+		{"POST /sampan/machine/disk", s.machineDisk},
 		{"GET /sampan/machine/logs", s.machineLogs},
 		{"POST /sampan/machine/exec", s.machineExec},
 	}

@@ -90,6 +90,7 @@ func (m *fakeMachine) crash() {
 }
 
 func (m *fakeMachine) Stop(context.Context) error            { m.crash(); return nil }
+func (m *fakeMachine) GrowDisk(int64) error                  { return errors.New("the disk of a fake can't grow") }
 func (m *fakeMachine) Status(context.Context) machine.Status { return machine.Status{} }
 func (m *fakeMachine) ConsoleLog() string                    { return os.DevNull }
 

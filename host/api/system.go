@@ -171,6 +171,19 @@ func (s *server) machineStop(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// machineDisk makes the data disk larger: {"size": BYTES}.
+func (s *server) machineDisk(w http.ResponseWriter, r *http.Request) error {
+	var asked struct{ Size int64 }
+	if err := decode(w, r, &asked); err != nil {
+		return err
+	}
+	if err := s.Engine.GrowDisk(asked.Size); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
 // machineLogs sends the guest's console; with follow it goes on until the
 // client leaves.
 func (s *server) machineLogs(w http.ResponseWriter, r *http.Request) error {

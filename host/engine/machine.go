@@ -29,6 +29,14 @@ func (e *Engine) StopMachine(ctx context.Context) error {
 	return e.machine.Stop(ctx)
 }
 
+// GrowDisk makes the machine's data disk size bytes long, from its next boot on.
+func (e *Engine) GrowDisk(size int64) error {
+	if err := e.machine.GrowDisk(size); err != nil {
+		return invalid("%s", err)
+	}
+	return nil
+}
+
 // renewMachine turns off a machine whose data disk has failed: its next boot
 // repairs that. Containers that run are not ended unasked.
 func (e *Engine) renewMachine(ctx context.Context, why error) error {

@@ -47,6 +47,47 @@ func (m *Machine) ensureDisk() error {
 	return nil
 }
 
+// GrowDisk makes the data disk size bytes long; the machine sees that at its next
+// boot. The file is sparse: it takes no more space than before.
+func (m *Machine) GrowDisk(size int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if size%diskUnit != 0 {
+		return fmt.Errorf("data disk of %d bytes: want a multiple of 1 MiB", size)
+	}
+	f, err := os.OpenFile(m.cfg.DataDisk, os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		m.cfg.DataDiskSize = size
+		return m.ensureDisk()
+	}
+	if err != nil {
+		return fmt.Errorf("data disk: %w", err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("data disk: %w", err)
+	}
+	if size < fi.Size() {
+		return fmt.Errorf("data disk: it has %d MiB and can't shrink to %d MiB", fi.Size()>>20, size>>20)
+	}
+	if err := errors.Join(f.Truncate(size), f.Sync()); err != nil {
+		return fmt.Errorf("grow data disk: %w", err)
+	}
+	return nil
+}
+
+// diskUnit is what a disk's size must be a multiple of, in bytes.
+const diskUnit = 1 << 20
+
+// diskSize is the data disk's, or that of the one to be made.
+func (m *Machine) diskSize() int64 {
+	if fi, err := os.Stat(m.cfg.DataDisk); err == nil {
+		return fi.Size()
+	}
+	return m.cfg.DataDiskSize
+}
+
 // minSpace is what the data disk must be able to grow by, in bytes: less is
 // used up by the boot's own writes (journal, tables) and a container or two.
 const minSpace = 32 << 20

@@ -213,7 +213,7 @@ func (m *Machine) Status(ctx context.Context) Status {
 	m.mu.Lock()
 	s := Status{
 		State: m.state, Since: m.since, CPUs: m.cfg.CPUs, Memory: m.cfg.Memory,
-		DataDisk: m.cfg.DataDisk, DiskSize: m.cfg.DataDiskSize,
+		DataDisk: m.cfg.DataDisk, DiskSize: m.diskSize(),
 	}
 	if m.stages != nil {
 		s.Boot = m.stages.all()

@@ -158,6 +158,21 @@ func newMachine(t *testing.T, g func(context.Context, fake.Guest) error, change 
 	return m, boots
 }
 
+func TestGrowDisk(t *testing.T) {
+	m, _ := newMachine(t, nil, nil)
+	for _, s := range []struct {
+		size, want int64
+		ok         bool
+	}{{2 << 30, 2 << 30, true}, {3 << 30, 3 << 30, true}, {3 << 30, 3 << 30, true}, {1 << 30, 3 << 30, false}, {3<<30 + 1, 3 << 30, false}} {
+		if err := m.GrowDisk(s.size); (err == nil) != s.ok {
+			t.Errorf("%d bytes: %v", s.size, err)
+		}
+		if got := m.Status(t.Context()).DiskSize; got != s.want {
+			t.Errorf("%d bytes: the disk has %d, want %d", s.size, got, s.want)
+		}
+	}
+}
+
 func mustGuest(t *testing.T, m *Machine) *Guest {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
