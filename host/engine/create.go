@@ -54,7 +54,7 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 		ImageID: img.ID, Layers: img.Layers, Config: req.Config, HostConfig: req.HostConfig,
 		State: state{Status: container.StateCreated},
 	}
-	warnings := discard(req.HostConfig)
+	warnings := append(discard(req.HostConfig), e.spaceWarnings()...)
 	if err := fill(&rec, img.Config); err != nil {
 		return none, err
 	}

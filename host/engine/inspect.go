@@ -92,6 +92,7 @@ func (e *Engine) MachineStatus(ctx context.Context) machine.Status {
 		s.Warnings = append(s.Warnings, e.cfg.Warnings()...)
 	}
 	s.Warnings = append(s.Warnings, e.mirror.warnings()...)
+	s.Warnings = append(s.Warnings, e.spaceWarnings()...)
 	for _, f := range e.ports.Failing() {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("port %s/%s of %s does not work since %s: %v",
 			f.Addr, f.Proto, e.describe(f.Owner), f.Since.Format(time.TimeOnly), f.Err))

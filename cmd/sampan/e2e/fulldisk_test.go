@@ -72,7 +72,9 @@ func TestFullHostDisk(t *testing.T) {
 	ref := faultImage(t)
 	h.load(t)
 	h.sampan(t, "run", "--rm", "-v", "data:/data", "busybox", "sh", "-c", "echo kept > /data/kept && sync")
-	h.sampan(t, "create", "--name", "before", "busybox", "true")
+	if r := h.try(t, "", "sampan", "create", "--name", "before", "busybox", "true"); r.code != 0 || !strings.Contains(r.stderr, "nearly full") {
+		t.Errorf("create with less than 2 GiB left: got %+v; want a warning", r)
+	}
 	h.sampan(t, "run", "-d", "--name", "writer", "-v", "data:/data", "busybox", "sleep", "100000")
 
 	ballast := filepath.Join(dir, "ballast")
