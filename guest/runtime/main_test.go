@@ -95,6 +95,20 @@ func bootGuest() error {
 			return err
 		}
 	}
+	// As guest/boot does: what is patched comes before the second processor.
+	const hold = "/sys/fs/cgroup/hold"
+	if err := os.Mkdir(hold, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(hold+"/cpu.max", []byte("1000000 1000000"), 0); err != nil {
+		return err
+	}
+	if err := HoldDevices(hold); err != nil {
+		return err
+	}
+	if err := os.WriteFile("/sys/devices/system/cpu/cpu1/online", []byte("1"), 0); err != nil {
+		return err
+	}
 	return makeRootfs("/tmp/image")
 }
 

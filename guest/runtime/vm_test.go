@@ -73,7 +73,7 @@ func TestGuest(t *testing.T) {
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-M", "q35", "-accel", "tcg,thread=multi",
 		"-cpu", "max,cx16=off,erms=off,fsrm=off", "-smp", "2", "-m", "512", "-serial", "stdio", "-monitor", "none",
 		"-kernel", filepath.Join(dir, "vmlinuz"), "-initrd", initrd,
-		"-append", "console=ttyS0 quiet panic=-1 rdinit=/init.test cryptomgr.notests -- -test.v -test.run=" + *guestRun + " -guest.execs=" + strconv.Itoa(execs),
+		"-append", "console=ttyS0 quiet panic=-1 rdinit=/init.test cryptomgr.notests maxcpus=1 no_ipi_broadcast=1 -- -test.v -test.run=" + *guestRun + " -guest.execs=" + strconv.Itoa(execs),
 	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	var console bytes.Buffer
