@@ -14,7 +14,7 @@ import (
 // guestScript is PID 1 of the guest; it prints "ok NAME" for each step.
 const guestScript = `#!/bin/sh
 export PATH=/bin:/sbin
-mount -t proc proc /proc; mount -t devtmpfs dev /dev; mount -t sysfs sys /sys
+mount -t proc proc /proc; mount -t devtmpfs dev /dev; mount -t sysfs sys /sys; echo 1 > /sys/devices/system/cpu/cpu1/online
 mkdir -p /run/h /run/i
 mount -t virtiofs host /run/h && mount -t virtiofs images /run/i || echo "bad mount"
 d=/run/h/RW

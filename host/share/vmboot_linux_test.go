@@ -79,7 +79,7 @@ func bootShares(t *testing.T, kernel, initrd string, shares map[string]vm.FUSESe
 		"-no-reboot", "-machine", "q35,memory-backend=ram", "-accel", "tcg,thread=multi", "-cpu", "max,cx16=off,erms=off,fsrm=off",
 		"-smp", "2", "-m", "1024M", "-object", "memory-backend-memfd,id=ram,share=on,size=1024M",
 		"-kernel", kernel, "-initrd", initrd, "-serial", "stdio",
-		"-append", "console=ttyS0 quiet panic=-1 init_on_alloc=1 cryptomgr.notests")
+		"-append", "console=ttyS0 quiet panic=-1 init_on_alloc=1 cryptomgr.notests maxcpus=1 no_ipi_broadcast=1")
 	var backends sync.WaitGroup
 	for tag, server := range shares {
 		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
