@@ -191,7 +191,9 @@ func (e *events) unwatch(n *node) {
 func (e *events) dropLocked(w *watch) {
 	if e.byWD[w.wd] == w {
 		delete(e.byWD, w.wd)
-		delete(e.byID, w.id)
+		if e.byID[w.id] == w { // a directory that has its inode number now may be watched
+			delete(e.byID, w.id)
+		}
 		e.count.watched.Add(-1)
 	}
 }
