@@ -148,7 +148,7 @@ func TestEvents(t *testing.T) {
 		}
 	}
 	step(func() { must(os.WriteFile(at("f"), nil, 0o644)) }, "CREATE /w/f")
-	step(func() { must(os.WriteFile(at("f"), []byte("text"), 0o644)) }, "MODIFY /w/f")
+	step(func() { must(os.Truncate(at("f"), 4)) }, "MODIFY /w/f") // once: a write behind O_TRUNC is two
 	step(func() { must(os.Chmod(at("f"), 0o600)) }, "ATTRIB /w/f")
 	step(func() { must(os.Rename(at("f"), at("sub/g"))) }, "MOVED_FROM /w/f", "MOVED_TO /w/sub/g")
 	step(func() { must(os.Remove(at("sub/g"))) }, "DELETE /w/sub/g")
