@@ -40,13 +40,9 @@ func (m *Machine) keepClock(g *Guest) {
 	}()
 	tick := time.NewTicker(m.clockTick)
 	defer tick.Stop()
-	last, called := time.Now(), time.Time{}
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
+	// What the boot set the clock by was as old as the call took to arrive, so the
+	// first look is at once.
+	for last, called := time.Now(), (time.Time{}); ; {
 		now := time.Now()
 		if jumped(last, now) || now.Sub(called) >= m.clockPeriod {
 			if err := m.setClock(ctx, g); err != nil {
@@ -58,6 +54,11 @@ func (m *Machine) keepClock(g *Guest) {
 			called = time.Now()
 		}
 		last = now
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
