@@ -71,9 +71,10 @@ dist/root-apps:
 dist/root-compose:
 	go run ./kernel/mkroot -out $@ docker-compose base-files
 
+# gotestsum names every skipped test with its reason, which go test keeps to itself.
 test: deps build guest dist/root-nginx dist/root-crun dist/root-tini $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
 	go vet ./...
-	go test -count=1 -timeout 40m ./...
+	go tool gotestsum --format pkgname -- -count=1 -timeout 40m ./...
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=2s FUZZDIR=./host/image
 
 # All fuzzers for 30 s, images of other tools (as root), and the fault and leak

@@ -53,7 +53,7 @@ func makeApps(root, archive string) error {
 // application in one network doesn't see that of another.
 func TestApplications(t *testing.T) {
 	if !nightly() {
-		t.Skip("`make nightly` runs it: it takes minutes, and 400 MB of Debian packages")
+		skip(t, "`make nightly` runs it: it takes minutes, and 400 MB of Debian packages")
 	}
 	onceAsUser(t)
 	h := newHome(t)
@@ -159,7 +159,7 @@ networks:
 // The services of a Compose file find each other by name.
 func TestCompose(t *testing.T) {
 	if !nightly() {
-		t.Skip("`make nightly` runs it, which fetches Compose")
+		skip(t, "`make nightly` runs it, which fetches Compose")
 	}
 	onceAsUser(t)
 	h := newHome(t)
@@ -191,7 +191,7 @@ func TestCompose(t *testing.T) {
 // Networks, containers and connections that come and go leave nothing behind.
 func TestNetworkLeaks(t *testing.T) {
 	if !nightly() {
-		t.Skip("`make nightly` runs it, for 6 minutes; TestLeaks has some of it")
+		skip(t, "`make nightly` runs it, for 6 minutes; TestLeaks has some of it")
 	}
 	onceAsUser(t)
 	h := newHome(t)

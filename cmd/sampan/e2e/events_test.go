@@ -226,7 +226,7 @@ func (p picture) update(lines []string) {
 // happened before it began to watch them, whoever makes them.
 func TestEventFloods(t *testing.T) {
 	if !nightly() {
-		t.Skip("takes minutes: make nightly runs it")
+		skip(t, "takes minutes: make nightly runs it")
 	}
 	h := newHome(t)
 	h.load(t)

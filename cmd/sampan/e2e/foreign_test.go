@@ -106,7 +106,7 @@ func sameAsOverlay(t *testing.T, h *home, ref, other string) {
 // 127 layers, compressed in every way that registries have them.
 func TestManyLayers(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can unpack devices and mount overlayfs to compare with: run the tests as root")
+		skip(t, "only root can unpack devices and mount overlayfs to compare with: run the tests as root")
 	}
 	h := newHome(t)
 	all := treeFiles(t)
@@ -203,14 +203,14 @@ func (n named) DiffID() (v1.Hash, error) { return n.diffID, nil }
 // know.
 func TestForeignImages(t *testing.T) {
 	if !nightly() {
-		t.Skip("run by `make nightly`")
+		skip(t, "run by `make nightly`")
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("only root can unpack devices and mount overlayfs to compare with: run the tests as root")
+		skip(t, "only root can unpack devices and mount overlayfs to compare with: run the tests as root")
 	}
 	for _, tool := range []string{"skopeo", "umoci", "buildah"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("NOT TESTED: %v; `make nightly` installs it", err)
+			skip(t, "NOT TESTED: %v; `make nightly` installs it", err)
 		}
 	}
 	f := &foreign{h: newHome(t), dir: t.TempDir(), registry: startRegistry(t), other: startRegistry(t)}

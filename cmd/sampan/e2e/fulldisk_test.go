@@ -53,7 +53,7 @@ func smallDir(t *testing.T) string {
 		return dir
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("only root can mount a small file system: run the tests as root")
+		skip(t, "only root can mount a small file system: run the tests as root")
 	}
 	dir := filepath.Join(t.TempDir(), "small")
 	mountSmall(t, dir)

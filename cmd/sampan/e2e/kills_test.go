@@ -84,7 +84,7 @@ func TestRandomKills(t *testing.T) {
 func onceAsUser(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() == 0 && os.Getenv("SAMPAN_AS_ROOT") == "" {
-		t.Skip("run by TestAsOrdinaryUser; SAMPAN_AS_ROOT=1 runs it here")
+		skip(t, "run by TestAsOrdinaryUser; SAMPAN_AS_ROOT=1 runs it here")
 	}
 }
 

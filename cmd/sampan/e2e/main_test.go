@@ -26,6 +26,10 @@ import (
 // bin/, guest/, testdata/, images/.
 const dirEnv = "SAMPAN_E2E_DIR"
 
+// skipsEnv names the file where the second run writes which tests it skips, and
+// why, a line each.
+const skipsEnv = "SAMPAN_E2E_SKIPS"
+
 // files is the prepared folder, readable by everybody.
 var files struct{ dir, bin, guest, busybox string }
 
@@ -186,21 +190,54 @@ func TestAsOrdinaryUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	args := []string{"-u", name, "--", self, "-test.skip", "^TestAsOrdinaryUser$", "-test.timeout", secondLimit()}
-	if testing.Verbose() {
+	f := os.Getenv("SAMPAN_E2E_RUN")
+	if f != "" {
+		args = append(args, "-test.run", f)
+	}
+	if testing.Verbose() && (f != "" || nightly()) { // a whole run has too much to tell
 		args = append(args, "-test.v")
 	}
-	if f := os.Getenv("SAMPAN_E2E_RUN"); f != "" {
-		args = append(args, "-test.run", f)
+	skips := filepath.Join(files.dir, "skips")
+	if err := os.WriteFile(skips, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(skips, 0o666); err != nil { // whatever the umask
+		t.Fatal(err)
 	}
 	cmd := exec.Command("runuser", args...)
 	cmd.Dir = files.dir
-	cmd.Env = append(os.Environ(), dirEnv+"="+files.dir, smallEnv+"="+small, "HOME="+u.HomeDir, "USER="+name, "XDG_CACHE_HOME=", "TMPDIR=/tmp",
+	cmd.Env = append(os.Environ(), dirEnv+"="+files.dir, smallEnv+"="+small, skipsEnv+"="+skips, "HOME="+u.HomeDir, "USER="+name, "XDG_CACHE_HOME=", "TMPDIR=/tmp",
 		"PATH=/usr/local/bin:/usr/bin:/bin") // Debian's for an ordinary user: no sbin
 	t.Logf("as %s (uid %s):", name, u.Uid)
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	if err := cmd.Run(); err != nil {
+		t.Error(err)
+	}
+	said, err := os.ReadFile(skips)
+	if err != nil {
 		t.Fatal(err)
 	}
+	for line := range strings.Lines(string(said)) {
+		skipped, reason, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		t.Run(skipped, func(t *testing.T) { t.Skip(reason) })
+	}
+}
+
+// skip skips a test, and tells the first run when it is in the second.
+func skip(t *testing.T, format string, args ...any) {
+	t.Helper()
+	reason := fmt.Sprintf(format, args...)
+	if path := os.Getenv(skipsEnv); path != "" {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = fmt.Fprintf(f, "%s: %s\n", t.Name(), reason)
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Skip(reason)
 }
 
 // secondLimit bounds the second run.

@@ -215,7 +215,7 @@ func TestWrongDigest(t *testing.T) {
 func TestHostileRegistry(t *testing.T) {
 	host := otherAddress()
 	if host == "" {
-		t.Skip("this machine has no address but loopback's, where registries may point to it")
+		skip(t, "this machine has no address but loopback's, where registries may point to it")
 	}
 	var reached atomic.Bool
 	inner := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached.Store(true) }))
@@ -299,7 +299,7 @@ func tree(t *testing.T, dir string) string {
 func TestOddLayers(t *testing.T) {
 	want, err := os.ReadFile(filepath.Join(files.dir, "images", "odd.want"))
 	if errors.Is(err, os.ErrNotExist) {
-		t.Skip("only root can unpack devices and mount overlayfs to compare with: run the tests as root")
+		skip(t, "only root can unpack devices and mount overlayfs to compare with: run the tests as root")
 	} else if err != nil {
 		t.Fatal(err)
 	}

@@ -127,7 +127,7 @@ func sandboxCases(t testing.TB) []sandboxCase {
 // but for what allowed.txt lists, and docs/security.md explains.
 func TestSandbox(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
-		t.Skip("the specs are of amd64")
+		skip(t, "the specs are of amd64")
 	}
 	allowed := readAllowed(t)
 	h := newHome(t)
@@ -242,7 +242,7 @@ func readAllowed(t *testing.T) allowances {
 func TestSandboxExplained(t *testing.T) {
 	root, err := repository()
 	if os.Getenv(dirEnv) != "" {
-		t.Skip("as an ordinary user there are no sources")
+		skip(t, "as an ordinary user there are no sources")
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -312,7 +312,7 @@ const filterNote = "filter"
 //	make dist/root-dockerd && SAMPAN_RECORD=1 go test -run TestRecordSandbox ./cmd/sampan/e2e
 func TestRecordSandbox(t *testing.T) {
 	if os.Getenv("SAMPAN_RECORD") == "" {
-		t.Skip("SAMPAN_RECORD is not set")
+		skip(t, "SAMPAN_RECORD is not set")
 	}
 	root, err := repository()
 	if err != nil {

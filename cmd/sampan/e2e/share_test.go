@@ -59,7 +59,7 @@ func testShareSync(t *testing.T, h *home, dir string) {
 		var st unix.Cachestat_t
 		err = unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &st, 0)
 		if errors.Is(err, unix.ENOSYS) {
-			t.Skip("the host's kernel has no cachestat (Linux 6.5 has)")
+			skip(t, "the host's kernel has no cachestat (Linux 6.5 has)")
 		} else if err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +67,7 @@ func testShareSync(t *testing.T, h *home, dir string) {
 	}
 	h.sampan(t, "exec", "one", "dd", "if=/dev/zero", "of=/w/synced", "bs=64k", "count=16")
 	if unwritten() == 0 {
-		t.Skipf("%s is in a file system that keeps nothing to be written later", dir)
+		skip(t, "%s is in a file system that keeps nothing to be written later", dir)
 	}
 	h.sampan(t, "exec", "one", "sync")
 	if n := unwritten(); n != 0 {

@@ -27,7 +27,7 @@ import (
 func TestRegistryTLS(t *testing.T) {
 	host := otherAddress()
 	if host == "" {
-		t.Skip("this machine has no address but loopback's, where registries may do without TLS")
+		skip(t, "this machine has no address but loopback's, where registries may do without TLS")
 	}
 	dir := t.TempDir()
 	certFile, keyFile := makeCertificate(t, dir, host)

@@ -25,7 +25,7 @@ import (
 func TestTokens(t *testing.T) {
 	host := otherAddress()
 	if host == "" {
-		t.Skip("this machine has no address but loopback's, where registries may do without TLS")
+		skip(t, "this machine has no address but loopback's, where registries may do without TLS")
 	}
 	certFile, keyFile := makeCertificate(t, t.TempDir(), host)
 	tokens := startTokens(t, host, certFile, keyFile)
