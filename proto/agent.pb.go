@@ -3465,7 +3465,7 @@ type StatusResponse struct {
 	MemoryTotal      uint64                 `protobuf:"varint,1,opt,name=memory_total,json=memoryTotal,proto3" json:"memory_total,omitempty"`             // bytes
 	MemoryAvailable  uint64                 `protobuf:"varint,2,opt,name=memory_available,json=memoryAvailable,proto3" json:"memory_available,omitempty"` // bytes
 	AgentRss         uint64                 `protobuf:"varint,3,opt,name=agent_rss,json=agentRss,proto3" json:"agent_rss,omitempty"`                      // bytes
-	DiskTotal        uint64                 `protobuf:"varint,4,opt,name=disk_total,json=diskTotal,proto3" json:"disk_total,omitempty"`                   // bytes, of the data disk
+	DiskTotal        uint64                 `protobuf:"varint,4,opt,name=disk_total,json=diskTotal,proto3" json:"disk_total,omitempty"`                   // bytes, of the data disk, without the reserve
 	DiskFree         uint64                 `protobuf:"varint,5,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"`                      // bytes
 	Containers       uint32                 `protobuf:"varint,6,opt,name=containers,proto3" json:"containers,omitempty"`                                  // running
 	UptimeNano       int64                  `protobuf:"varint,7,opt,name=uptime_nano,json=uptimeNano,proto3" json:"uptime_nano,omitempty"`

@@ -99,7 +99,7 @@ func run(log *slog.Logger) error {
 		}
 	}()
 	go func() {
-		if err := agent.EmptyTrash(); err != nil {
+		if err := errors.Join(agent.EmptyTrash(), guest.TrimData()); err != nil {
 			log.Warn(err.Error())
 		}
 	}()

@@ -46,7 +46,8 @@ func (s *Service) Status(context.Context, *proto.Empty) (*proto.StatusResponse, 
 	if err := unix.Statfs(boot.DataDir, &fs); err != nil {
 		return nil, failed("status", err)
 	}
-	res.DiskTotal, res.DiskFree = fs.Blocks*uint64(fs.Bsize), fs.Bavail*uint64(fs.Bsize)
+	reserved := fs.Bfree - fs.Bavail // the agent's
+	res.DiskTotal, res.DiskFree = (fs.Blocks-reserved)*uint64(fs.Bsize), fs.Bavail*uint64(fs.Bsize)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.containers {

@@ -104,6 +104,8 @@ type fakeGuest struct {
 	pending []func()            // signals to what is frozen
 	procs   map[string]*process // by container/exec
 	removed []string            // purged containers and volumes
+	packing int                 // calls of Pack under way
+	robbed  []string            // volumes that were purged meanwhile
 	resized []string
 	calls   []string
 	samples uint64
@@ -188,11 +190,19 @@ func (g *fakeGuest) transfer(id string) net.Conn {
 func (g *fakeGuest) Pack(_ context.Context, req *proto.PackRequest) (*proto.Empty, error) {
 	conn := g.transfer(req.Transfer)
 	defer conn.Close()
+	g.pack(1)
+	defer g.pack(-1)
 	for {
 		if _, err := conn.Write(make([]byte, 4096)); err != nil {
 			return nil, err
 		}
 	}
+}
+
+func (g *fakeGuest) pack(more int) {
+	g.mu.Lock()
+	g.packing += more
+	g.mu.Unlock()
 }
 
 // Unpack reads to the end.
@@ -446,6 +456,9 @@ func (g *fakeGuest) RemoveVolume(_ context.Context, req *proto.VolumeRequest) (*
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.removed = append(g.removed, req.Name)
+	if g.packing > 0 {
+		g.robbed = append(g.robbed, req.Name)
+	}
 	return &proto.Empty{}, nil
 }
 

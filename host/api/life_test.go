@@ -287,6 +287,57 @@ func TestPsFilters(t *testing.T) {
 	}
 }
 
+// A volume's removal ends the exports and imports of it, whether they wait for
+// the machine or are under way, and purges nothing before the guest is done.
+func TestRemoveLentVolume(t *testing.T) {
+	d := start(t)
+	d.machine.slow = make(chan struct{})
+	type answer struct {
+		code int
+		body string
+	}
+	answers := make(chan answer, 1)
+	ask := func(method string) {
+		code, body := d.raw(method, "/sampan/volumes/lent/tar", "")
+		answers <- answer{code, body}
+	}
+	wait := func() (a answer) {
+		t.Helper()
+		select {
+		case a = <-answers:
+		case <-time.After(patience):
+			t.Fatal("the client still waits")
+		}
+		return a
+	}
+	go ask("PUT")
+	until(t, "the import waits for the machine", func() bool { return d.machine.waiting.Load() == 1 })
+	d.ok("volume", "rm", "lent")
+	if a := wait(); a.code != 409 || !strings.Contains(a.body, "volume lent was removed") {
+		t.Errorf("import: %+v", a)
+	}
+	close(d.machine.slow)
+
+	d.ok("volume", "create", "lent")
+	conn := d.dial()
+	fmt.Fprint(conn, "GET /sampan/volumes/lent/tar HTTP/1.1\r\nHost: sampan\r\n\r\n")
+	if _, err := conn.Read(make([]byte, 100)); err != nil { // and no more
+		t.Fatal(err)
+	}
+	d.ok("volume", "rm", "lent")
+	g := d.machine.running()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.removed) != 2 || len(g.robbed) != 0 {
+		t.Errorf("removed %q, of which in use %q; want two, none", g.removed, g.robbed)
+	}
+	d.machine.mu.Lock()
+	defer d.machine.mu.Unlock()
+	if d.machine.holds != 0 {
+		t.Errorf("%d holds of the machine are left", d.machine.holds)
+	}
+}
+
 // The daemon ends although a client does not read.
 func TestCloseWithStuckClient(t *testing.T) {
 	d := start(t)

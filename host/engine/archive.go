@@ -320,7 +320,7 @@ func (t *packed) result(err error) error {
 	<-t.done
 	switch {
 	case t.b.ctx.Err() != nil:
-		return t.b.ctx.Err()
+		return context.Cause(t.b.ctx)
 	case t.err != nil:
 		return t.judge(t.err)
 	}
@@ -394,7 +394,10 @@ func (b *borrowed) unpack(req *proto.UnpackRequest, tar io.Reader, judge func(er
 	if <-done; reason != nil && b.ctx.Err() == nil {
 		return judge(reason)
 	}
-	return errors.Join(err, b.ctx.Err())
+	if b.ctx.Err() != nil {
+		return context.Cause(b.ctx)
+	}
+	return err
 }
 
 // writable says whether something may be put at a path, by its words alone, as

@@ -31,6 +31,8 @@ type volumeRecord struct {
 
 	uses    int // by containers that run or whose files are copied
 	changes int // counts beginnings and ends of uses
+	// loans are its exports and imports under way, which a removal ends.
+	loans map[*loan]struct{}
 }
 
 func (v *volumeRecord) api() volume.Volume {
@@ -203,9 +205,14 @@ func (e *Engine) VolumeRemove(ctx context.Context, name string, force bool) erro
 	}
 	delete(e.volumes, name)
 	e.mu.Unlock()
-	// The record goes last: a crash leaves a volume that may be empty, never
-	// files that nothing refers to.
-	if err := e.discard(ctx, purge{Volume: v.ID}); err != nil {
+	// What the guest still did with the files would make them anew. The record
+	// goes last: a crash leaves a volume that may be empty, never files that
+	// nothing refers to.
+	err := e.recall(ctx, v)
+	if err == nil {
+		err = e.discard(ctx, purge{Volume: v.ID})
+	}
+	if err != nil {
 		e.mu.Lock()
 		if e.volumes[name] == nil { // still there, then
 			e.volumes[name] = v

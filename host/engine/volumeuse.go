@@ -3,11 +3,13 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"sync"
 
-	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/volume"
@@ -128,28 +130,71 @@ func (e *Engine) emitUnmounts(c *ctr) {
 	}
 }
 
+// loan is a use of a volume's files by the host.
+type loan struct {
+	cancel context.CancelCauseFunc
+	ended  chan struct{} // closed when the guest does nothing with them any more
+}
+
 // borrowVolume makes a volume's files available in the guest, booting the machine
 // if need be. Removing the volume ends the use.
 func (e *Engine) borrowVolume(ctx context.Context, name string) (*borrowed, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	l := &loan{cancel, make(chan struct{})}
 	e.mu.Lock()
 	v := e.volumes[name]
-	e.mu.Unlock()
 	if v == nil {
+		e.mu.Unlock()
+		cancel(nil)
 		return nil, notFound("get %s: no such volume", name)
 	}
-	unuse := e.useVolumes([]mountRecord{{VolumeID: v.ID, MountPoint: container.MountPoint{Type: mount.TypeVolume, Name: name}}})
+	if v.loans == nil {
+		v.loans = map[*loan]struct{}{}
+	}
+	v.loans[l] = struct{}{}
+	v.uses++
+	e.changedLocked(v)
+	e.mu.Unlock()
 	hold := e.machine.Hold()
-	ctx, cancel := context.WithCancel(ctx)
 	b := &borrowed{
 		ctx: ctx, files: &proto.Files{Id: v.ID, Volume: true},
-		end: sync.OnceFunc(func() { cancel(); unuse(); hold() }),
+		end: sync.OnceFunc(func() {
+			cancel(nil)
+			e.mu.Lock()
+			v.uses--
+			e.changedLocked(v)
+			delete(v.loans, l)
+			e.mu.Unlock()
+			close(l.ended)
+			hold()
+		}),
 	}
 	var err error
 	if b.guest, err = e.session(ctx); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		b.end()
 		return nil, err
 	}
 	return b, nil
+}
+
+// recall ends the loans of a volume that e.volumes has no longer, and waits for
+// their ends.
+func (e *Engine) recall(ctx context.Context, v *volumeRecord) error {
+	e.mu.Lock()
+	loans := slices.Collect(maps.Keys(v.loans))
+	e.mu.Unlock()
+	for _, l := range loans {
+		l.cancel(conflict("volume %s was removed", v.Name))
+		select {
+		case <-l.ended:
+		case <-ctx.Done():
+			return fmt.Errorf("remove volume %s: end a copy of its files: %w", v.Name, ctx.Err())
+		}
+	}
+	return nil
 }
 
 // VolumeExport returns a tar of a volume's files. The caller closes it.

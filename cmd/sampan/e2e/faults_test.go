@@ -70,14 +70,20 @@ func TestKillQEMU(t *testing.T) {
 	}
 }
 
-// kill -9 of sampand: no orphan is left, and the next command works.
+// kill -9 of sampand: no orphan is left, the next command works, and what was
+// deleted then and later is the host's again.
 func TestKillDaemon(t *testing.T) {
 	h := newHome(t)
 	h.load(t)
-	h.sampan(t, "run", "-d", "--name", "one", "-v", "data:/data", "busybox", "sh", "-c", "echo kept > /data/file; sync; echo synced; sleep 1000")
+	h.sampan(t, "run", "-d", "--name", "one", "-v", "data:/data", "busybox", "sh", "-c",
+		// Of an open file the kernel deletes only the name.
+		"echo kept > /data/file; exec 3> /data/gone; dd if=/dev/zero bs=1M count=64 >&3; rm /data/gone; sync; echo synced; sleep 1000")
 	eventually(t, 20*time.Second, "the file is synced", func() bool {
 		return strings.Contains(h.sampan(t, "logs", "one"), "synced")
 	})
+	if n := h.allocated(t); n < 64<<20 {
+		t.Errorf("the disk takes %d bytes, less than was written to it", n)
+	}
 	qemu, daemon := h.machinePid(t), h.pid(t)
 	if err := syscall.Kill(daemon, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -91,8 +97,29 @@ func TestKillDaemon(t *testing.T) {
 	if got := h.sampan(t, "run", "--rm", "-v", "data:/data", "busybox", "cat", "/data/file"); got != "kept\n" {
 		t.Errorf("the volume has %q", got)
 	}
+	returned := func(how string) {
+		t.Helper()
+		eventually(t, time.Minute, "what was deleted "+how+" is the host's", func() bool { return h.allocated(t) < 48<<20 })
+	}
+	returned("when the daemon was killed")
 	h.sampan(t, "start", "one")
+	if !nightly() {
+		h.sampan(t, "rm", "-f", "one")
+		return
+	}
+	eventually(t, 20*time.Second, "64 MiB are written again", func() bool { return h.allocated(t) >= 64<<20 })
 	h.sampan(t, "rm", "-f", "one")
+	returned("with the container")
+}
+
+// allocated is how many bytes the home's data disk takes on the host.
+func (h *home) allocated(t testing.TB) int64 {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(filepath.Join(h.dir, "data.img"), &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Blocks * 512
 }
 
 // Two homes run side by side and don't see each other; each has its own lock,
