@@ -125,6 +125,7 @@ func (h *home) allocated(t testing.TB) int64 {
 // Two homes run side by side and don't see each other; each has its own lock,
 // socket and permissions.
 func TestTwoHomes(t *testing.T) {
+	onceAsUser(t)
 	a, b := newHome(t), newHome(t)
 	a.load(t)
 	b.load(t)

@@ -15,6 +15,7 @@ import (
 // An image's health check runs in the guest: its results show in ps, inspect
 // and events, with both clients; options of the command line replace its parts.
 func TestHealthCheck(t *testing.T) {
+	onceAsUser(t)
 	h := newHome(t)
 	img, err := imagetest.Busybox("sleep", "1000")
 	if err != nil {

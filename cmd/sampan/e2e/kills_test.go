@@ -79,8 +79,9 @@ func TestRandomKills(t *testing.T) {
 	}
 }
 
-// onceAsUser is for tests that take long: when the suite runs as root, its
-// second run, as an ordinary user, is the one that has them.
+// onceAsUser is for tests that take long and have little to do with who the user
+// is on the host: when the suite runs as root, its second run, as an ordinary
+// user, is the one that has them.
 func onceAsUser(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() == 0 && os.Getenv("SAMPAN_AS_ROOT") == "" {

@@ -14,6 +14,7 @@ import (
 // listed with their reasons. With SAMPAN_ORACLE=FILE what Sampan does is written
 // to that file.
 func TestOracle(t *testing.T) {
+	onceAsUser(t)
 	h := newHome(t)
 	h.load(t)
 	r := oracle.Runner{Socket: filepath.Join(h.dir, "docker.sock"), Dir: filepath.Dir(h.dir), Env: h.environ()}

@@ -13,6 +13,7 @@ import (
 // Restart policies outlive the machine's and the daemon's death, and remember
 // what a user has stopped.
 func TestRestartPolicies(t *testing.T) {
+	onceAsUser(t)
 	h := newHome(t)
 	h.load(t)
 	state := func(name string) string {
@@ -58,6 +59,7 @@ func TestRestartPolicies(t *testing.T) {
 // Logs rotate; a container without a log has none; what the kernel kills for
 // lack of memory is said to be so.
 func TestLogDriversAndOOM(t *testing.T) {
+	onceAsUser(t)
 	h := newHome(t)
 	h.load(t)
 	h.must(t, "docker", "run", "--name", "talks", "--log-opt", "max-size=10k", "--log-opt", "max-file=3", "busybox", "seq", "10000")

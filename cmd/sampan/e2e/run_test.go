@@ -17,6 +17,7 @@ import (
 
 // 256 MB through a container's stdin and stdout arrive as they were.
 func TestBigStdio(t *testing.T) {
+	onceAsUser(t)
 	h := newHome(t)
 	h.load(t)
 	const size = 256 << 20
@@ -50,6 +51,7 @@ func (c *counter) Write(p []byte) (int, error) {
 // Without a terminal a signal to the client goes to the container, and the
 // client ends with the container's code.
 func TestSignalProxy(t *testing.T) {
+	onceAsUser(t)
 	h := newHome(t)
 	h.load(t)
 	cmd := h.command(t, "sampan", "run", "--rm", "busybox", "sh", "-c", `trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.1; done`)
@@ -81,6 +83,7 @@ func TestSignalProxy(t *testing.T) {
 
 // A container that ends by SIGTERM ends its client with 143.
 func TestKilled143(t *testing.T) {
+	onceAsUser(t)
 	h := newHome(t)
 	h.load(t)
 	cmd := h.command(t, "sampan", "run", "--rm", "--name", "sleeper", "busybox", "sh", "-c", "echo ready; exec sleep 100")

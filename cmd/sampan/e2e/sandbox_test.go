@@ -129,6 +129,7 @@ func TestSandbox(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
 		skip(t, "the specs are of amd64")
 	}
+	onceAsUser(t)
 	allowed := readAllowed(t)
 	h := newHome(t)
 	for _, image := range []string{"probe.tar", "crun.tar"} {

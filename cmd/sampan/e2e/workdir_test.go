@@ -13,6 +13,7 @@ import (
 // own name and by a link in the image, for a container's first process and for
 // one more, and no process ever starts there.
 func TestWorkdirByDescriptor(t *testing.T) {
+	onceAsUser(t)
 	h := newHome(t)
 	h.load(t)
 	h.sampan(t, "run", "-d", "--name", "box", "busybox", "sh", "-c",
