@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"text/template"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/docker/go-units"
@@ -57,7 +58,7 @@ func executeAll[T any](w io.Writer, t *template.Template, rows []T) error {
 func execute(w io.Writer, t *template.Template, data any) error {
 	var b bytes.Buffer
 	if err := t.Execute(&b, data); err != nil {
-		return fmt.Errorf("failed to execute template: %w", err)
+		return fmt.Errorf("template parsing error: %w", err) // in Docker's words
 	}
 	b.WriteByte('\n')
 	_, err := w.Write(b.Bytes())
@@ -77,7 +78,7 @@ func newTemplate(text string) (*template.Template, error) {
 		"join":  strings.Join,
 		"lower": strings.ToLower,
 		"upper": strings.ToUpper,
-		"title": func(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[min(1, len(s)):] },
+		"title": title,
 		"pad": func(s string, before, after int) string {
 			return strings.Repeat(" ", before) + s + strings.Repeat(" ", after)
 		},
@@ -85,9 +86,22 @@ func newTemplate(text string) (*template.Template, error) {
 		"println":  fmt.Sprintln,
 	}).Parse(text)
 	if err != nil {
-		return nil, fmt.Errorf("failed to parse template: %w", err)
+		return nil, fmt.Errorf("template parsing error: %w", err)
 	}
 	return t, nil
+}
+
+// title begins every word with a capital letter.
+func title(s string) string {
+	before := ' '
+	return strings.Map(func(r rune) rune {
+		inside := unicode.IsLetter(before) || unicode.IsDigit(before) || before == '_'
+		before = r
+		if inside {
+			return r
+		}
+		return unicode.ToTitle(r)
+	}, s)
 }
 
 // indented is JSON as Docker prints it.

@@ -55,7 +55,7 @@ func (a *app) history(cmd *cobra.Command, name string, f historyFlags) error {
 		rows = append(rows, newHistoryRow(item, f, time.Now()))
 	}
 	format := f.format
-	if f.quiet && format == "" {
+	if f.quiet && (format == "" || format == "table") {
 		format = "{{.ID}}"
 	}
 	header := historyRow{Comment: "COMMENT", CreatedAt: "CREATED AT", CreatedBy: "CREATED BY", CreatedSince: "CREATED", ID: "IMAGE", Size: "SIZE"}
@@ -73,9 +73,10 @@ func newHistoryRow(item image.HistoryResponseItem, f historyFlags, now time.Time
 	r := historyRow{
 		Comment: item.Comment, CreatedBy: strings.ReplaceAll(item.CreatedBy, "\t", " "), ID: item.ID,
 		CreatedAt: time.Unix(item.Created, 0).Format(time.RFC3339), Size: strconv.FormatInt(item.Size, 10),
-		CreatedSince: ago(item.Created, now),
 	}
+	r.CreatedSince = r.CreatedAt
 	if f.human {
+		r.CreatedSince = ago(item.Created, now)
 		r.Size = units.HumanSizeWithPrecision(float64(item.Size), 3)
 	}
 	if !f.noTrunc {

@@ -56,15 +56,20 @@ func (a *app) images(ctx context.Context, f imagesFlags) error {
 	for _, img := range res.Items {
 		rows = append(rows, newImageRows(img, f, time.Now())...)
 	}
-	format := f.format
-	if f.quiet && format == "" {
-		format = "{{.ID}}"
-	}
-	columns := "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
+	digest, rawDigest := "", ""
 	if f.digests {
-		columns = "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
+		digest, rawDigest = "{{.Digest}}\t", "digest: {{.Digest}}\n"
 	}
-	return writeRows(a.out, format, columns, imageHeader(), rows)
+	format := f.format
+	switch {
+	case f.quiet && (format == "" || format == "table"):
+		format = "{{.ID}}"
+	case f.quiet && format == "raw":
+		format = "image_id: {{.ID}}"
+	case format == "raw":
+		format = "repository: {{.Repository}}\ntag: {{.Tag}}\n" + rawDigest + "image_id: {{.ID}}\ncreated_at: {{.CreatedAt}}\nvirtual_size: {{.Size}}\n"
+	}
+	return writeRows(a.out, format, "{{.Repository}}\t{{.Tag}}\t"+digest+"{{.ID}}\t{{.CreatedSince}}\t{{.Size}}", imageHeader(), rows)
 }
 
 // imageRow has the fields of Docker's templates.
@@ -81,43 +86,49 @@ func imageHeader() imageRow {
 
 const noName = "<none>"
 
-// newImageRows has a row for each name of the image.
+// newImageRows has a row for each name of the image, and for each of its digests
+// in the repository, if they are to be seen.
 func newImageRows(img image.Summary, f imagesFlags, now time.Time) []imageRow {
-	size := units.HumanSizeWithPrecision(float64(img.Size), 3)
 	base := imageRow{
 		Containers: "N/A", CreatedAt: time.Unix(img.Created, 0).String(), CreatedSince: ago(img.Created, now),
 		Digest: noName, ID: img.ID, Repository: noName, Tag: noName,
-		SharedSize: "N/A", UniqueSize: "N/A", Size: size, VirtualSize: size,
+		SharedSize: "N/A", UniqueSize: "N/A", Size: humanSize(img.Size), VirtualSize: units.HumanSize(float64(img.Size)),
 	}
 	if !f.noTrunc {
 		base.ID = shortID(img.ID)
 	}
-	digests := map[string]string{} // by repository
+	digests := map[string][]string{} // by repository
 	for _, d := range img.RepoDigests {
 		if repo, digest, ok := strings.Cut(d, "@"); ok {
-			digests[familiarRepo(repo)] = digest
+			repo = familiarRepo(repo)
+			digests[repo] = append(digests[repo], digest)
 		}
 	}
 	var rows []imageRow
+	add := func(repo, tag string) {
+		r := base
+		r.Repository, r.Tag = repo, tag
+		if !f.digests && !strings.Contains(f.format, "{{.Digest}}") || len(digests[repo]) == 0 {
+			rows = append(rows, r)
+			return
+		}
+		for _, r.Digest = range digests[repo] {
+			rows = append(rows, r)
+		}
+	}
 	named := map[string]bool{}
 	for _, t := range img.RepoTags {
 		i := strings.LastIndexByte(t, ':')
 		if i < 0 || strings.Contains(t[i:], "/") || t == "<none>:<none>" {
 			continue
 		}
-		r := base
-		r.Repository, r.Tag = familiarRepo(t[:i]), t[i+1:]
-		named[r.Repository] = true
-		if d := digests[r.Repository]; d != "" {
-			r.Digest = d
-		}
-		rows = append(rows, r)
+		repo := familiarRepo(t[:i])
+		named[repo] = true
+		add(repo, t[i+1:])
 	}
 	for _, repo := range slices.Sorted(maps.Keys(digests)) {
 		if !named[repo] {
-			r := base
-			r.Repository, r.Digest = repo, digests[repo]
-			rows = append(rows, r)
+			add(repo, noName)
 		}
 	}
 	if len(rows) == 0 {

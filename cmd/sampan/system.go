@@ -125,7 +125,7 @@ func imageUsage(u client.ImagesDiskUsage) []imageUsageRow {
 	for _, img := range u.Items {
 		for _, r := range newImageRows(img, imagesFlags{}, time.Now()) {
 			rows = append(rows, imageUsageRow{Repository: r.Repository, Tag: r.Tag, ID: r.ID, Created: r.CreatedSince, Size: r.Size,
-				SharedSize: humanSize(img.SharedSize), UniqueSize: humanSize(img.Size - img.SharedSize), Containers: fmt.Sprint(img.Containers)})
+				SharedSize: units.HumanSize(float64(img.SharedSize)), UniqueSize: units.HumanSize(float64(img.Size - img.SharedSize)), Containers: fmt.Sprint(img.Containers)})
 		}
 	}
 	return rows
