@@ -85,7 +85,9 @@ func newBench(ctx context.Context, bin string) (_ *bench, err error) {
 	if b.port, err = freePort(); err != nil {
 		return nil, err
 	}
-	if err := b.serve(ctx); err != nil {
+	err = b.serve(ctx)
+	b.user.remove() // its ports are this machine's
+	if err != nil {
 		return nil, err
 	}
 	if err := b.serveCrun(ctx); err != nil {

@@ -71,7 +71,6 @@ func run(ctx context.Context, bin, out string, runs, files int, only string) (er
 		fmt.Fprintln(&table, line)
 	}
 	if w := (shareWork{runs: runs, files: files, mib: bigSize >> 20}); strings.Contains(shareHeader, only) {
-		b.user.remove() // its ports are one machine's
 		lines, err := b.shareTable(ctx, w)
 		if err != nil {
 			return err
@@ -80,7 +79,6 @@ func run(ctx context.Context, bin, out string, runs, files int, only string) (er
 		table.WriteString(lines)
 	}
 	if strings.Contains(sizeHeader, only) {
-		b.user.remove()
 		lines, err := b.sizeTable(ctx)
 		if err != nil {
 			return fmt.Errorf("sizes: %w", err)

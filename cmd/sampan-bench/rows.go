@@ -76,7 +76,6 @@ func (b *bench) exec(ctx context.Context) (float64, error) {
 // cold stops the daemon, then times the first run, of a machine as the product
 // has it.
 func (b *bench) cold(ctx context.Context) (float64, error) {
-	b.user.remove()
 	if err := b.stopDaemon(); err != nil {
 		return 0, err
 	}
