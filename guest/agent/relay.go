@@ -38,6 +38,7 @@ type relay struct {
 	log  *slog.Logger
 	wg   sync.WaitGroup
 	done chan struct{} // closed by close
+	once sync.Once
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{} // nil once closed
@@ -166,16 +167,18 @@ func (r *relay) drop(conns ...net.Conn) {
 	}
 }
 
-// close ends the socket and all its connections, and waits for them.
+// close ends the socket and all its connections, and waits for them. Idempotent.
 func (r *relay) close() {
-	close(r.done)
-	r.ln.Close()
-	r.mu.Lock()
-	conns := r.conns
-	r.conns = nil
-	r.mu.Unlock()
-	for c := range conns {
-		c.Close()
-	}
+	r.once.Do(func() {
+		close(r.done)
+		r.ln.Close()
+		r.mu.Lock()
+		conns := r.conns
+		r.conns = nil
+		r.mu.Unlock()
+		for c := range conns {
+			c.Close()
+		}
+	})
 	r.wg.Wait() // bounded: dialling ends by itself, the rest by the above
 }

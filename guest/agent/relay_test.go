@@ -2,15 +2,18 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"sampan/proto"
 )
@@ -85,6 +88,7 @@ func TestRelayClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	root.relays[0].close()
+	root.relays[0].close()
 	for name, conn := range map[string]net.Conn{"client": client, "host": host} {
 		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: read %d, %v; want the end", name, n, err)
@@ -92,6 +96,78 @@ func TestRelayClose(t *testing.T) {
 	}
 	if _, err := net.Dial("unix", path); err == nil {
 		t.Error("the socket still listens")
+	}
+}
+
+// A container has so many connections, and the next of those that wait is served
+// when one ends.
+func TestMaxRelayed(t *testing.T) {
+	var open atomic.Int32
+	hosts := make(chan *net.UnixConn, 2*maxRelayed)
+	dial := func(uint32) (net.Conn, error) {
+		if n := open.Add(1); n > maxRelayed {
+			t.Errorf("%d connections at once", n)
+		}
+		agent, host := sockets(t)
+		hosts <- host
+		return agent, nil
+	}
+	root := &rootfs{run: t.TempDir()}
+	path, err := root.relay(specs.Mount{Source: "token", Options: []string{"mode=660"}}, dial, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.relays[0].close()
+	const more = 10
+	var clients []*net.UnixConn
+	for range maxRelayed + more {
+		clients = append(clients, connect(t, path))
+	}
+	next := func() *net.UnixConn {
+		t.Helper()
+		select {
+		case host := <-hosts:
+			return host
+		case <-time.After(10 * time.Second):
+			t.Fatal("a connection isn't served")
+			return nil
+		}
+	}
+	var served []*net.UnixConn
+	for range maxRelayed {
+		served = append(served, next())
+	}
+	for i := range more {
+		open.Add(-1)
+		clients[i].Close()
+		served[i].Close()
+		next()
+	}
+}
+
+// The thread that replays is free again when the host has closed the stream,
+// however that shows.
+func TestReplayOver(t *testing.T) {
+	for _, err := range []error{io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE} {
+		if !over(fmt.Errorf("read replay: %w", &net.OpError{Op: "read", Err: os.NewSyscallError("read", err)})) {
+			t.Errorf("%v: the thread is kept", err)
+		}
+	}
+	if over(errors.New("nonsense")) {
+		t.Error("the host may still take the thread for the one that replays")
+	}
+	agent, host := sockets(t)
+	ended := make(chan error, 1)
+	go func() { ended <- Replay(agent, t.TempDir()) }()
+	host.Write([]byte{100, 1}) // less than it says
+	host.Close()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it goes on")
 	}
 }
 

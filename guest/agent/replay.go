@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protodelim"
@@ -27,7 +28,7 @@ func Replay(stream io.ReadWriteCloser, dir string) error {
 	go func() {
 		runtime.LockOSThread()
 		err := replayAll(stream, dir)
-		if err == nil {
+		if over(err) {
 			err = setGroup(0)
 		}
 		if err == nil {
@@ -41,6 +42,19 @@ func Replay(stream io.ReadWriteCloser, dir string) error {
 	return <-done
 }
 
+// over tells whether an error of the stream means that the host has closed it,
+// perhaps in the middle of a message. Another end of the host's is not known here:
+// the machine goes with it.
+func over(err error) bool {
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE, unix.ENOTCONN} {
+		if errors.Is(err, end) {
+			return true
+		}
+	}
+	return false
+}
+
+// replayAll always returns an error: why it has ended.
 func replayAll(stream io.ReadWriteCloser, dir string) error {
 	defer stream.Close()
 	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -60,11 +74,7 @@ func replayAll(stream io.ReadWriteCloser, dir string) error {
 			}
 		}
 		var r proto.Replay
-		err := limited.UnmarshalFrom(in, &r)
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
+		if err := limited.UnmarshalFrom(in, &r); err != nil {
 			return fmt.Errorf("read replay: %w", err)
 		}
 		var errno unix.Errno
@@ -117,7 +127,13 @@ func replayOne(root int, r *proto.Replay) error {
 	case proto.Replay_ATTRIB:
 		return touch(dir, name, 0)
 	case proto.Replay_WRITTEN:
-		fd, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		const flags = unix.O_WRONLY | unix.O_NONBLOCK | unix.O_CLOEXEC
+		var fd int
+		if name == "" { // dir is a file that is shared by itself
+			fd, err = unix.Open("/proc/self/fd/"+strconv.Itoa(dir), flags, 0)
+		} else {
+			fd, err = unix.Openat(dir, name, flags|unix.O_NOFOLLOW, 0)
+		}
 		if err != nil {
 			return err
 		}

@@ -139,7 +139,10 @@ func (r *Relay) serve(ctx context.Context, stream net.Conn) error {
 	if h.Kind != proto.StreamSocket || s == nil {
 		return fmt.Errorf("a stream of the kind %q to a socket that nobody has shared", h.Kind)
 	}
-	conn, err := s.target.dial()
+	dialing, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	conn, err := s.target.dial(dialing)
 	if err != nil {
 		return err
 	}

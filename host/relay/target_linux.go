@@ -1,11 +1,13 @@
 package relay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -67,7 +69,33 @@ func (t *target) check() error {
 // socket's own is.
 func (t *target) name() string { return fmt.Sprintf("/proc/self/fd/%d", t.fd) }
 
-func (t *target) dial() (*net.UnixConn, error) {
+const (
+	// fullWait bounds how long a connection waits while as many as the socket's
+	// server allows are waiting for it to accept them.
+	fullWait = 10 * time.Second
+	// fullPause is between two attempts: the kernel tells nobody when there is room
+	// again but whoever blocks in connect, which can't be ended.
+	fullPause = 10 * time.Millisecond
+)
+
+// dial connects to the socket. Cancelling ctx ends the attempt.
+func (t *target) dial(ctx context.Context) (*net.UnixConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, fullWait)
+	defer cancel()
+	for {
+		conn, err := t.try()
+		if err == nil || !errors.Is(err, unix.EAGAIN) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(fullPause):
+		}
+	}
+}
+
+func (t *target) try() (*net.UnixConn, error) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if t.fd < 0 {

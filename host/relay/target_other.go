@@ -3,6 +3,7 @@
 package relay
 
 import (
+	"context"
 	"io/fs"
 	"net"
 	"os"
@@ -29,7 +30,7 @@ func openTarget(path string) (*target, error) {
 	return &target{path: real}, nil
 }
 
-func (t *target) dial() (*net.UnixConn, error) {
+func (t *target) dial(context.Context) (*net.UnixConn, error) {
 	return net.DialUnix("unix", nil, &net.UnixAddr{Name: t.path, Net: "unix"})
 }
 

@@ -121,7 +121,7 @@ func (f *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 	if in.Valid&(fuse.FATTR_SIZE|fuse.FATTR_MTIME) != 0 {
 		what |= content
 	}
-	defer f.events.file(n, n.fd, what)()
+	defer f.events.file(n, what)()
 	if in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_MODE|fuse.FATTR_KILL_SUIDGID) != 0 {
 		if err := f.setOwnerAndMode(n, in); err != nil {
 			return status(err)
@@ -202,7 +202,7 @@ func (n *node) chmod(mode uint32) error {
 }
 
 // killSetID drops setuid and setgid when the content changes.
-func (n *node) killSetID() error {
+func (f *fileSystem) killSetID(n *node) error {
 	var st unix.Stat_t
 	if err := fstat(n.fd, &st); err != nil {
 		return err
@@ -212,6 +212,7 @@ func (n *node) killSetID() error {
 	if mode&0o6000 == 0 || n.isDir() {
 		return nil
 	}
+	defer f.events.file(n, attributes)()
 	return n.setMode(r, host, withoutSetID(mode), false)
 }
 

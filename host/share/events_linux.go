@@ -2,10 +2,13 @@ package share
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,6 +48,7 @@ type events struct {
 	inotify *os.File
 	fd      int  // inotify's: File.Fd would make it block
 	refused bool // by the host: there is no inotify
+	limit   int  // how many are watched at most
 
 	mu     sync.Mutex
 	closed bool
@@ -59,10 +63,12 @@ type events struct {
 	begun   time.Time     // the last reading
 	current time.Time     // up to when all events have been read
 	caught  chan struct{} // closed when no event is left to read; nil: nobody waits
-	missed  time.Time     // since when the queue has had no room; zero: it had
+	missed  time.Time     // since when changes have been lost; zero: none, or rescan looks
+	space   chan struct{} // of capacity 1: the queue has room for rescan
 }
 
-// watch is a directory of the host that is watched, for all nodes that are it.
+// watch is a directory of the host that is watched, or a file that is shared by
+// itself, for all nodes that are it.
 type watch struct {
 	id    fileID
 	wd    int32
@@ -86,19 +92,37 @@ func newEvents(f *fileSystem, opts Options, count *counters) *events {
 		f: f, dial: opts.Replays, log: opts.log(), count: count,
 		byWD: map[int32]*watch{}, byID: map[fileID]*watch{},
 		ledger: newLedger(), queue: newQueue(), wake: make(chan struct{}, 1),
-		written: map[fileID]struct{}{},
+		written: map[fileID]struct{}{}, limit: maxWatches(),
+		space: make(chan struct{}, 1), current: time.Now(),
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	f.table.forgotten = e.unwatch
 	return e
 }
 
+// maxWatches is half of what the host lets its user watch: an editor and a desktop
+// of the same user want to watch as well.
+func maxWatches() int {
+	b, err := os.ReadFile("/proc/sys/fs/inotify/max_user_watches")
+	if err != nil {
+		return 4096 // half of the least that a kernel begins with
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 4096
+	}
+	return n / 2
+}
+
+// errLimit is why a directory isn't watched though the host may allow it.
+var errLimit = errors.New("half of fs.inotify.max_user_watches is in use")
+
 // watched are the host's events that count.
 const watched = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_MODIFY |
 	unix.IN_ATTRIB | unix.IN_CLOSE_WRITE
 
-// watch begins to watch a directory, which its caller holds. It is watched when
-// this returns, before the guest knows of it: so there is no change that the
+// watch begins to watch a directory, or a file that is shared by itself, which its
+// caller holds. It is watched when this returns, before the guest knows of it: so there is no change that the
 // guest neither sees nor is told of.
 func (e *events) watch(n *node) {
 	if e == nil {
@@ -110,19 +134,28 @@ func (e *events) watch(n *node) {
 	e.mu.Lock()
 	w, closed := e.byID[id], e.closed
 	known := w != nil && slices.Contains(w.nodes, n)
+	full := w == nil && len(e.byWD) >= e.limit
 	e.mu.Unlock()
 	if known || closed || e.refused || !e.start() {
 		return
 	}
-	// The same directory has the same number, however often it is added.
-	wd, err := unix.InotifyAddWatch(e.fd, n.proc, watched|unix.IN_ONLYDIR|unix.IN_EXCL_UNLINK)
+	wd, err := -1, errLimit
+	if !full {
+		// The same directory has the same number, however often it is added.
+		mask := uint32(watched | unix.IN_EXCL_UNLINK)
+		if n.isDir() {
+			mask |= unix.IN_ONLYDIR
+		}
+		wd, err = unix.InotifyAddWatch(e.fd, n.proc, mask)
+		err = os.NewSyscallError("inotify_add_watch", err)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err != nil {
 		if !n.unwatched {
 			n.unwatched = true
 			if e.count.unwatched.Add(1) == 1 {
-				e.log.Warn("changes of a shared folder are not seen by watchers in containers", "error", os.NewSyscallError("inotify_add_watch", err))
+				e.log.Warn("changes of a shared folder are not seen by watchers in containers", "error", err)
 			}
 		}
 		return
@@ -155,6 +188,7 @@ func (e *events) start() bool {
 	e.active.Store(true)
 	e.wg.Go(e.read)
 	e.wg.Go(e.send)
+	e.wg.Go(e.rescans)
 	return true
 }
 
@@ -234,8 +268,7 @@ func (e *events) read() {
 		return
 	}
 	buf := make([]byte, 64<<10)
-	var moved []event // IN_MOVED_FROM whose IN_MOVED_TO is still to come
-	for {
+	for p := (parked{events: e}); ; {
 		var n int
 		var failed error
 		err := raw.Read(func(fd uintptr) bool {
@@ -247,16 +280,13 @@ func (e *events) read() {
 				if failed == unix.EINTR {
 					continue
 				}
-				if len(moved) > 0 {
+				if len(p.moves) > 0 {
 					// The other half comes at once, if there is one.
-					p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-					if n, _ := unix.Poll(p, movedWait); n > 0 {
+					fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+					if n, _ := unix.Poll(fds, int(movedWait/time.Millisecond)); n > 0 {
 						continue
 					}
-					for _, m := range moved {
-						e.movedOut(m)
-					}
-					moved = moved[:0]
+					p.leave(0, len(p.moves))
 				}
 				e.drained(round)
 				return false
@@ -268,32 +298,80 @@ func (e *events) read() {
 		for b := buf[:n]; len(b) >= unix.SizeofInotifyEvent; {
 			var ev event
 			ev, b = parseEvent(b)
-			switch {
-			case ev.mask&unix.IN_MOVED_FROM != 0:
-				if !e.own(ev, unix.IN_MOVED_FROM) {
-					moved = append(moved, ev)
-				}
-			case ev.mask&unix.IN_MOVED_TO != 0:
-				if e.own(ev, unix.IN_MOVED_TO) {
-					break
-				}
-				i := slices.IndexFunc(moved, func(m event) bool { return m.cookie == ev.cookie })
-				if i < 0 {
-					e.movedIn(ev)
-					break
-				}
-				e.moved(moved[i], ev)
-				moved = slices.Delete(moved, i, i+1)
-			default:
-				e.handle(ev)
-			}
+			p.handle(ev)
 		}
 	}
 }
 
-// movedWait is how long, in ms, the second half of a rename is waited for: its
-// system call puts one right after the other.
-const movedWait = 2
+const (
+	// movedWait is how long the second half of a rename is waited for: its
+	// system call puts one right after the other.
+	movedWait = 2 * time.Millisecond
+	// maxParked is behind how many first halves of other renames it may come:
+	// system calls of other processors.
+	maxParked = 64
+)
+
+// parked are first halves of renames (IN_MOVED_FROM), in their order, whose second
+// (IN_MOVED_TO) is still to come. What has none has left what is watched.
+type parked struct {
+	*events
+	moves []event
+}
+
+// handle handles an event, and what of the parked came before it for sure.
+func (p *parked) handle(ev event) {
+	if ev.mask&unix.IN_MOVED_TO != 0 {
+		if i := slices.IndexFunc(p.moves, func(m event) bool { return m.cookie == ev.cookie }); i >= 0 {
+			from := p.moves[i]
+			p.moves = slices.Delete(p.moves, i, i+1)
+			p.settle(ev)
+			if p.own(ev, unix.IN_MOVED_TO) { // the guest has its name; the old one went before it came
+				p.movedOut(from)
+				return
+			}
+			p.moved(from, ev)
+			return
+		}
+	}
+	p.settle(ev)
+	switch {
+	case ev.mask&unix.IN_MOVED_FROM != 0:
+		if p.own(ev, unix.IN_MOVED_FROM) {
+			return
+		}
+		if len(p.moves) == maxParked {
+			p.leave(0, 1)
+		}
+		p.moves = append(p.moves, ev)
+	case ev.mask&unix.IN_MOVED_TO != 0:
+		if !p.own(ev, unix.IN_MOVED_TO) {
+			p.movedIn(ev)
+		}
+	default:
+		p.events.handle(ev)
+	}
+}
+
+// settle tells of the parked rename of the name that ev is about: that something
+// has it again means that it was gone.
+func (p *parked) settle(ev event) {
+	i := slices.IndexFunc(p.moves, func(m event) bool { return m.wd == ev.wd && m.name == ev.name })
+	switch {
+	case ev.mask&unix.IN_Q_OVERFLOW != 0: // the other halves may be lost
+		p.leave(0, len(p.moves))
+	case i >= 0:
+		p.leave(i, i+1)
+	}
+}
+
+// leave takes those from i to j for moved to where nothing is watched.
+func (p *parked) leave(i, j int) {
+	for _, m := range p.moves[i:j] {
+		p.movedOut(m)
+	}
+	p.moves = slices.Delete(p.moves, i, j)
+}
 
 func parseEvent(b []byte) (event, []byte) {
 	ne := func(i int) uint32 { return nativeUint32(b[i:]) }
@@ -317,7 +395,7 @@ func (e *events) own(ev event, kind uint32) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	w := e.byWD[ev.wd]
-	return w != nil && e.ledger.take(change{w.id, ev.name, kind})
+	return w != nil && e.ledger.take(change{w.id, ev.name, kind}, ev.mask&unix.IN_ISDIR != 0)
 }
 
 func (e *events) handle(ev event) {
@@ -330,7 +408,7 @@ func (e *events) handle(ev event) {
 			e.dropLocked(w)
 		}
 		e.mu.Unlock()
-	case ev.name == "": // of the directory itself: its parent's event is taken
+	case ev.name == "" && e.ofDir(ev): // its parent's event is taken
 	case ev.mask&unix.IN_CREATE != 0:
 		if !e.own(ev, unix.IN_CREATE) {
 			e.each(ev, proto.Replay_CREATE)
@@ -346,6 +424,12 @@ func (e *events) handle(ev event) {
 	case ev.mask&unix.IN_ATTRIB != 0:
 		e.each(ev, proto.Replay_ATTRIB)
 	}
+}
+
+// ofDir tells whether an event is of something that is, or was, a directory.
+func (e *events) ofDir(ev event) bool {
+	nodes := e.dirs(ev)
+	return len(nodes) == 0 || nodes[0].isDir()
 }
 
 // each queues a change for all nodes of a directory.
@@ -393,7 +477,12 @@ func (e *events) look(dir *node, ev event, kind proto.Replay_Kind, st *unix.Stat
 		return mode, false
 	}
 	defer e.f.put(p)
-	if fstatat(p.fd, ev.name, st) != nil {
+	if ev.name == "" { // a file that is shared by itself
+		err = fstat(p.fd, st)
+	} else {
+		err = fstatat(p.fd, ev.name, st)
+	}
+	if err != nil {
 		// It is gone: more follows.
 		return mode, kind == proto.Replay_MODIFY || kind == proto.Replay_ATTRIB || kind == proto.Replay_WRITTEN
 	}
@@ -490,8 +579,16 @@ func (e *events) overflow() {
 	e.count.overflows.Add(1)
 	e.mu.Lock()
 	e.ledger.forget()
-	since := e.current
+	e.missLocked(e.current)
 	e.mu.Unlock()
 	e.log.Warn("the host's kernel had no room for file events: looking for what has changed")
-	e.rescan(since)
+	e.signal()
+	e.calmed()
+}
+
+// missLocked has what changed since a time looked for once the queue is empty.
+func (e *events) missLocked(since time.Time) {
+	if e.missed.IsZero() || since.Before(e.missed) {
+		e.missed = since
+	}
 }

@@ -2,6 +2,7 @@ package share
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -9,11 +10,13 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protodelim"
+	gproto "google.golang.org/protobuf/proto"
 
 	"sampan/proto"
 )
@@ -127,39 +130,81 @@ func TestWatched(t *testing.T) {
 func TestLedger(t *testing.T) {
 	l := newLedger()
 	c := change{fileID{1, 2}, "x", unix.IN_CREATE}
-	l.begin(c)
-	if !l.take(c) || l.take(c) || l.end(c, true) {
+	made, failed := ends{done: true, unread: true}, ends{unread: true}
+	n := l.begin(c)
+	if !l.take(c, false) || l.take(c, false) || l.end(n, made) {
 		t.Error("a change of the guest's is not taken once")
 	}
-	l.begin(c)
-	if !l.take(c) || !l.end(c, false) {
+	n = l.begin(c)
+	if !l.take(c, true) || !l.end(n, failed) || !n.dir {
 		t.Error("an event of the host's that was taken for a change that failed is not given back")
 	}
 	l.round++
-	l.begin(c)
-	l.end(c, true)
-	l.purge(l.round)
-	if len(l.names) != 1 {
+	l.end(l.begin(c), made)
+	if l.purge(l.round); len(l.names) != 1 {
 		t.Error("a change is forgotten before its event can have been read")
 	}
 	l.round++
 	if l.purge(l.round); len(l.names) != 0 {
 		t.Error("a change is kept whose event must have been read")
 	}
-	st := unix.Stat_t{Dev: 1, Ino: 3, Size: 7, Mtim: unix.Timespec{Sec: 5}, Ctim: unix.Timespec{Sec: 6}}
+	// A rename to what has the name already has no event.
+	if l.end(l.begin(c), ends{done: true}); l.take(c, false) {
+		t.Error("an event is taken for the guest's, whose own have all been handled")
+	}
+	// Events that are lost while a change is under way.
+	n = l.begin(c)
+	l.forget()
+	again := l.begin(c)
+	l.end(n, made)
+	if again.open != 1 || again.left != 1 || !l.take(c, false) {
+		t.Errorf("the end of a change that was forgotten counts for the next: %+v", again)
+	}
+}
+
+// What the guest does to a file is its own until it is read, and not longer.
+func TestStamps(t *testing.T) {
+	l := newLedger()
+	st := unix.Stat_t{Dev: 1, Ino: 3, Size: 7, Mode: 0o644, Mtim: unix.Timespec{Sec: 5}, Ctim: unix.Timespec{Sec: 6}}
 	id := fileID{1, 3}
-	l.work(id)
-	if !l.wrote(&st) {
+	s := l.work(id, content|attributes)
+	if !l.wrote(&st) || !l.changed(&st) {
 		t.Error("an event is not the guest's while it writes")
 	}
-	l.worked(id, &st, content|attributes)
+	l.worked(s, &st, content|attributes, true)
 	if !l.wrote(&st) || !l.changed(&st) {
 		t.Error("the file as the guest left it is not the guest's")
 	}
-	st.Size++
-	if l.wrote(&st) {
+	host := st
+	host.Size++
+	if l.wrote(&host) {
 		t.Error("the file as the host left it is the guest's")
 	}
+	if host.Mode = 0o600; l.changed(&host) {
+		t.Error("a mode that the host set is the guest's")
+	}
+	host = st
+	host.Ctim.Sec++
+	if l.changed(&host) {
+		t.Error("what the host changed later is the guest's")
+	}
+	// Renamed by the guest: the event of before is still its own.
+	s = l.work(id, 0)
+	if !l.changed(&host) {
+		t.Error("an event is not the guest's while it renames")
+	}
+	if l.worked(s, &host, 0, true); !l.changed(&host) {
+		t.Error("an event is not the guest's when it has renamed the file since")
+	}
+	l.worked(l.work(id, content), &host, content, false)
+	if len(l.files) != 0 {
+		t.Error("a file is remembered of which all events have been read")
+	}
+	s = l.work(id, content)
+	if l.changed(&host) {
+		t.Error("while the guest writes, a mode that the host sets is the guest's")
+	}
+	l.worked(s, &host, content, false)
 }
 
 // A change of content that waits takes up the next; one of a name parts them.
@@ -228,5 +273,207 @@ func TestReplayChangesNothing(t *testing.T) {
 	check(t, err)
 	if len(entries) != 2 || string(b) != "x" {
 		t.Errorf("the folder has %v, the file %q", entries, b)
+	}
+}
+
+// shown is a folder that the guest knows, and what its agent is told.
+func shown(t *testing.T) (dir string, tree *Tree, root uint64, lines <-chan string) {
+	t.Helper()
+	dir = t.TempDir()
+	tree, lines = told(t)
+	export, err := tree.Export(dir, false)
+	check(t, err)
+	t.Cleanup(func() { export.Close() })
+	initServer(t, tree.server)
+	root, _ = lookup(t, tree.server, 1, export.Name())
+	return dir, tree, root, lines
+}
+
+// atOnce has the events of what do does be read together.
+func atOnce(tree *Tree, do func()) {
+	e := tree.server.fs().events
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	do()
+}
+
+// What moves away is told before what comes in its place, in whatever way.
+func TestMovedAwayAndReplaced(t *testing.T) {
+	dir, tree, _, lines := shown(t)
+	away := t.TempDir()
+	check(t, os.WriteFile(dir+"/f", nil, 0o644))
+	check(t, os.WriteFile(dir+"/g", nil, 0o644))
+	upTo(t, lines, "CREATE g")
+	atOnce(tree, func() {
+		check(t, os.Rename(dir+"/f", away+"/f"))
+		check(t, os.WriteFile(dir+"/f", nil, 0o644))
+		check(t, os.Rename(dir+"/f", away+"/f2"))
+		check(t, os.Rename(dir+"/g", dir+"/f"))
+	})
+	want := []string{"RENAME f" + elsewhere, "CREATE f", "RENAME f" + elsewhere, "RENAME gf"}
+	got := upTo(t, lines, "RENAME gf")
+	got = slices.DeleteFunc(got, func(line string) bool { return strings.HasPrefix(line, "WRITTEN") })
+	if !slices.Equal(got, want) {
+		t.Errorf("told %q, want %q", got, want)
+	}
+}
+
+// However many files move away, few wait for their other half.
+func TestParked(t *testing.T) {
+	dir, tree, _, lines := shown(t)
+	check(t, os.Mkdir(dir+"/first", 0o755))
+	upTo(t, lines, "CREATE first")
+	e := tree.server.fs().events
+	e.mu.Lock()
+	var wd int32
+	for wd = range e.byWD {
+	}
+	e.mu.Unlock()
+	p := parked{events: e}
+	for i := range 1000 {
+		p.handle(event{wd: wd, mask: unix.IN_MOVED_FROM, cookie: uint32(i + 1), name: fmt.Sprint(i)})
+		if len(p.moves) > maxParked {
+			t.Fatalf("%d wait", len(p.moves))
+		}
+	}
+	if upTo(t, lines, "RENAME 900"+elsewhere); len(p.moves) != maxParked {
+		t.Errorf("%d wait, want %d", len(p.moves), maxParked)
+	}
+}
+
+// A stream that breaks loses changes, which are counted, and looked for by the
+// next.
+func TestStreamBreaks(t *testing.T) {
+	lines := make(chan string, 100)
+	sessions := 0
+	tree := NewTree(Options{Replays: func(context.Context) (io.ReadWriteCloser, error) {
+		ours, theirs := net.Pipe()
+		sessions++
+		go func(breaks bool) {
+			in := bufio.NewReader(theirs)
+			protodelim.MarshalTo(theirs, &proto.Replayed{Thread: 4711})
+			for {
+				var r proto.Replay
+				if protodelim.UnmarshalFrom(in, &r) != nil {
+					return
+				}
+				if breaks {
+					theirs.Close()
+					return
+				}
+				lines <- fmt.Sprintf("%v %s%s", r.Kind, r.Name, r.ToName)
+				protodelim.MarshalTo(theirs, &proto.Replayed{Seq: r.Seq})
+			}
+		}(sessions == 1)
+		return ours, nil
+	}})
+	defer tree.Close()
+	dir := t.TempDir()
+	export, err := tree.Export(dir, false)
+	check(t, err)
+	defer export.Close()
+	initServer(t, tree.server)
+	lookup(t, tree.server, 1, export.Name())
+	check(t, os.WriteFile(dir+"/f", nil, 0o644))
+	upTo(t, lines, "CREATE f")
+	if got := tree.Events(); got.Lost == 0 {
+		t.Errorf("nothing is lost: %+v", got)
+	}
+}
+
+// A search that finds more than the queue may hold tells of all.
+func TestRescanOfMany(t *testing.T) {
+	dir, tree, _, lines := shown(t)
+	e := tree.server.fs().events
+	since := time.Now()
+	const many = 3 * calm
+	for i := range many {
+		check(t, os.WriteFile(fmt.Sprint(dir, "/", i), nil, 0o644))
+	}
+	upTo(t, lines, fmt.Sprint("CREATE ", many-1))
+	e.mu.Lock()
+	e.missLocked(since)
+	e.mu.Unlock()
+	e.calmed()
+	seen := map[string]bool{}
+	for end := time.After(30 * time.Second); len(seen) < many; {
+		select {
+		case line := <-lines:
+			if strings.HasPrefix(line, "CREATE") { // not the end of writing
+				seen[line] = true
+			}
+		case <-end:
+			t.Fatalf("only %d of %d are told", len(seen), many)
+		}
+	}
+}
+
+// Half of what the host allows is watched, and the rest counted.
+func TestWatchLimit(t *testing.T) {
+	dir, tree, root, lines := shown(t)
+	check(t, os.MkdirAll(dir+"/a", 0o755))
+	upTo(t, lines, "CREATE a")
+	e := tree.server.fs().events
+	if e.limit < 1 {
+		t.Errorf("the limit is %d", e.limit)
+	}
+	e.limit = 1
+	a, _ := lookup(t, tree.server, root, "a")
+	if got := tree.Events(); got.Watched != 1 || got.Unwatched != 1 {
+		t.Errorf("with a limit of 1: %+v", got)
+	}
+	tree.server.fs().Forget(a, 1)
+	if got := tree.Events(); got.Watched != 1 || got.Unwatched != 0 {
+		t.Errorf("when the guest has forgotten it: %+v", got)
+	}
+}
+
+// A file that is shared by itself is watched, as the inode that it was: an editor
+// that puts another in its place changes nothing for containers, as with Docker.
+func TestFileEvents(t *testing.T) {
+	dir := t.TempDir()
+	path := dir + "/conf"
+	check(t, os.WriteFile(path, []byte("one"), 0o644))
+	tree, lines := told(t)
+	export, err := tree.Export(path, false)
+	check(t, err)
+	initServer(t, tree.server)
+	f, _ := lookup(t, tree.server, 1, export.Name())
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	check(t, err)
+	defer file.Close()
+	_, err = file.Write([]byte("two"))
+	check(t, err)
+	upTo(t, lines, "MODIFY ")
+	check(t, file.Close())
+	upTo(t, lines, "WRITTEN ")
+	check(t, os.Chmod(path, 0o600))
+	upTo(t, lines, "ATTRIB ")
+	e := tree.server.fs().events
+	e.mu.Lock()
+	e.missLocked(time.Now().Add(-time.Minute))
+	e.mu.Unlock()
+	e.calmed()
+	upTo(t, lines, "MODIFY ")
+	// The file is another now, and the one that is shared has one name less.
+	check(t, os.WriteFile(dir+"/new", []byte("three"), 0o644))
+	check(t, os.Rename(dir+"/new", path))
+	upTo(t, lines, "ATTRIB ")
+	tree.server.fs().Forget(f, 1)
+	export.Close()
+	if got := tree.Events(); got.Watched != 0 {
+		t.Errorf("the file is still watched: %+v", got)
+	}
+}
+
+// The longest that there is to tell fits a message.
+func TestLongestReplay(t *testing.T) {
+	long := func(n int) []byte { return bytes.Repeat([]byte("n"), n) }
+	size := gproto.Size(&proto.Replay{
+		Seq: ^uint32(0), Kind: proto.Replay_RENAME, Mode: ^uint32(0), Dir: ^uint64(0), ToDir: ^uint64(0),
+		Path: long(unix.PathMax), ToPath: long(unix.PathMax), Name: long(255), ToName: long(255),
+	})
+	if size > proto.MaxReplay {
+		t.Errorf("%d bytes, and the agent takes %d", size, proto.MaxReplay)
 	}
 }

@@ -67,14 +67,14 @@ func (f *fileSystem) openFile(n *node, guestFlags uint32, kill bool, out *fuse.O
 		return fuse.EROFS
 	}
 	if flags&unix.O_TRUNC != 0 {
-		defer f.events.file(n, n.fd, content)()
+		defer f.events.file(n, content)()
 	}
 	fd, err := openat(unix.AT_FDCWD, n.proc, flags, 0)
 	if err != nil {
 		return status(err)
 	}
 	if kill && flags&unix.O_TRUNC != 0 {
-		err = n.killSetID()
+		err = f.killSetID(n)
 	}
 	keep := n.vol.frozen || !writes && n.unchanged(fd)
 	if err != nil {
@@ -122,9 +122,9 @@ func (f *fileSystem) writev(in *fuse.WriteIn, bufs [][]byte) (int, fuse.Status) 
 	if h.dir != nil {
 		return 0, fuse.EISDIR
 	}
-	defer f.events.file(h.node, h.fd, content)()
+	defer f.events.file(h.node, content)()
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
-		if err := h.node.killSetID(); err != nil {
+		if err := f.killSetID(h.node); err != nil {
 			return 0, status(err)
 		}
 	}
@@ -208,7 +208,7 @@ func (f *fileSystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 		return fuse.EINVAL
 	}
 	return f.withFile(in.Fh, func(h *handle) error {
-		defer f.events.file(h.node, h.fd, content)()
+		defer f.events.file(h.node, content)()
 		return unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length))
 	})
 }
@@ -235,7 +235,7 @@ func (f *fileSystem) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) 
 		return 0, fuse.EBADF
 	}
 	defer f.putHandle(to)
-	defer f.events.file(to.node, to.fd, content)()
+	defer f.events.file(to.node, content)()
 	var n int
 	code := f.withFile(in.FhIn, func(h *handle) (err error) {
 		from, at := int64(in.OffIn), int64(in.OffOut)

@@ -187,11 +187,15 @@ func (f *fileSystem) adopt(vol *volume, fd int, st *unix.Stat_t, p *node, name s
 		return nil, unix.EACCES
 	}
 	n, err := f.add(f.key(vol, st), st.Mode&unix.S_IFMT, fd, p, name)
-	if err == nil && n.isDir() && !vol.frozen {
+	if err == nil && n.watchable() && !vol.frozen {
 		f.events.watch(n)
 	}
 	return n, err
 }
+
+// watchable tells whether the guest can be told of changes by it: of the files in
+// a directory, or of a file that is shared by itself.
+func (n *node) watchable() bool { return n.isDir() || n.vol.file && n.kind == unix.S_IFREG }
 
 func (f *fileSystem) key(vol *volume, st *unix.Stat_t) nodeKey {
 	return nodeKey{vol: vol, dev: uint64(st.Dev), ino: st.Ino}

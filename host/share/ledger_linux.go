@@ -1,7 +1,11 @@
 package share
 
 import (
+	"math"
+
 	"golang.org/x/sys/unix"
+
+	"sampan/proto"
 )
 
 // ledger remembers what the guest itself changes, so that it isn't told of it.
@@ -32,20 +36,26 @@ func (n *node) change(name string, kind uint32) change {
 
 // noted counts equal changes.
 type noted struct {
+	change
 	open  int    // under way
 	left  int    // whose event is still to come
-	round uint64 // in which the last one ended
+	round uint64 // by the end of which the last one's event has been read
+	dir   bool   // the event that was taken last was a directory's
 }
 
 // stamp is how the guest left a file. While a request works on it (busy), any
 // event is taken for the guest's: what the host changes meanwhile comes before
 // the event that the guest's kernel raises when the request is answered.
 type stamp struct {
-	busy  int
-	round uint64 // in which the last request ended
+	id    fileID
+	busy  busy
+	round uint64 // by the end of which the last request's event has been read
 	what  touched
 	mtime unix.Timespec // after a change of the content
 	size  int64
+	// after the last request, with what may have changed in one tick of ctime's
+	ctime          unix.Timespec
+	mode, uid, gid uint32
 }
 
 // touched is what of a file a request changes.
@@ -56,109 +66,151 @@ const (
 	attributes
 )
 
+// busy counts the requests under way that change the content of a file, and those
+// that change, or move, anything else of it.
+type busy struct{ content, other int }
+
+func (b *busy) add(what touched, n int) {
+	if what&content != 0 {
+		b.content += n
+	}
+	if what != content {
+		b.other += n
+	}
+}
+
 func newLedger() ledger {
 	return ledger{names: map[change]*noted{}, files: map[fileID]*stamp{}}
 }
 
 // begin notes a change that is about to be made.
-func (l *ledger) begin(c change) {
+func (l *ledger) begin(c change) *noted {
 	n := l.names[c]
 	if n == nil {
-		n = &noted{}
+		n = &noted{change: c}
 		l.names[c] = n
 	}
 	n.open++
 	n.left++
+	return n
+}
+
+// ends are what is known when a change has ended.
+type ends struct {
+	done bool // it was made
+	// unread: events are waiting to be read.
+	unread bool
 }
 
 // end notes that the change was made, or not. stolen tells that somebody else
 // has made it, and the event was taken for the guest's.
-func (l *ledger) end(c change, done bool) (stolen bool) {
-	n := l.names[c]
-	if n == nil { // forgotten
-		return false
-	}
+func (l *ledger) end(n *noted, how ends) (stolen bool) {
 	n.open--
-	n.round = l.round
-	if !done {
+	if !how.done {
 		if n.left > 0 {
 			n.left--
 		} else {
 			stolen = true
 		}
 	}
-	if n.open == 0 && n.left == 0 {
-		delete(l.names, c)
+	var over bool
+	if n.round, over = l.last(how.unread); over {
+		n.left = min(n.left, n.open) // what changes nothing has no event
 	}
+	l.dropName(n)
 	return stolen
 }
 
+// last is the round by the end of which all events up to now have been handled,
+// if they haven't yet.
+func (l *ledger) last(unread bool) (round uint64, over bool) {
+	switch {
+	case unread:
+		return l.round + 1, false
+	case l.reading:
+		return l.round, false
+	}
+	return l.round, true
+}
+
+func (l *ledger) dropName(n *noted) {
+	if n.open == 0 && n.left == 0 && l.names[n.change] == n {
+		delete(l.names, n.change)
+	}
+}
+
 // take matches an event.
-func (l *ledger) take(c change) bool {
+func (l *ledger) take(c change, dir bool) bool {
 	n := l.names[c]
 	if n == nil || n.left == 0 {
 		return false
 	}
 	n.left--
-	if n.open == 0 && n.left == 0 {
-		delete(l.names, c)
-	}
+	n.dir = dir
+	l.dropName(n)
 	return true
 }
 
-// work notes that a request changes a file.
-func (l *ledger) work(id fileID) {
+// work notes that a request works on a file.
+func (l *ledger) work(id fileID, what touched) *stamp {
 	s := l.files[id]
 	if s == nil {
-		s = &stamp{}
+		s = &stamp{id: id}
 		l.files[id] = s
 	}
-	s.busy++
+	s.busy.add(what, 1)
+	return s
 }
 
-// worked notes how the request left it.
-func (l *ledger) worked(id fileID, st *unix.Stat_t, what touched) {
-	s := l.files[id]
-	if s == nil || s.busy == 0 {
-		return
-	}
-	s.busy--
-	s.round = l.round
+// worked notes how the request left it, and what it has changed of it.
+func (l *ledger) worked(s *stamp, st *unix.Stat_t, what touched, unread bool) {
+	s.busy.add(what, -1)
 	s.what |= what
 	if what&content != 0 {
 		s.mtime, s.size = st.Mtim, st.Size
+	}
+	s.ctime, s.mode, s.uid, s.gid = st.Ctim, st.Mode, st.Uid, st.Gid
+	var over bool
+	if s.round, over = l.last(unread); over && s.busy == (busy{}) && l.files[s.id] == s {
+		delete(l.files, s.id)
 	}
 }
 
 // wrote tells whether a file has the content that the guest has left.
 func (l *ledger) wrote(st *unix.Stat_t) bool {
 	s := l.files[fileID{uint64(st.Dev), st.Ino}]
-	return s != nil && (s.busy > 0 || s.what&content != 0 && s.mtime == st.Mtim && s.size == st.Size)
+	return s != nil && (s.busy.content > 0 || s.what&content != 0 && s.mtime == st.Mtim && s.size == st.Size)
 }
 
-// changed tells whether the guest has changed a file's attributes. Names that come
-// and go change ctime as well, so that doesn't tell.
+// changed tells whether a file has the attributes that the guest has left. What
+// else the guest does to it, by which ctime moves, is in the ledger too.
 func (l *ledger) changed(st *unix.Stat_t) bool {
 	s := l.files[fileID{uint64(st.Dev), st.Ino}]
-	return s != nil && (s.busy > 0 || s.what&attributes != 0)
+	switch {
+	case s == nil || s.busy.other == 0 && s.what&attributes == 0:
+		return false
+	case s.busy != (busy{}):
+		return true
+	}
+	return s.ctime == st.Ctim && s.mode == st.Mode && s.uid == st.Uid && s.gid == st.Gid
 }
 
-// purge drops what ended before a round that found nothing to read: its event
-// was queued by then, and so has been handled, or there is none.
+// purge drops what can't have an event any more, as a round has found nothing to
+// read.
 func (l *ledger) purge(round uint64) {
 	for c, n := range l.names {
-		if n.open == 0 && n.round < round {
+		if n.open == 0 && n.round <= round {
 			delete(l.names, c)
 		}
 	}
 	for id, s := range l.files {
-		if s.busy == 0 && s.round < round {
+		if s.busy == (busy{}) && s.round <= round {
 			delete(l.files, id)
 		}
 	}
 }
 
-// forget drops all: events were lost.
+// forget drops all: events were lost. What is under way ends without a trace.
 func (l *ledger) forget() {
 	clear(l.names)
 	clear(l.files)
@@ -176,55 +228,68 @@ func (e *events) names(cs ...change) (end func(error)) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	known := cs[:0]
+	var known []*noted
 	for _, c := range cs {
 		if e.byID[c.dir] != nil {
-			e.ledger.begin(c)
-			known = append(known, c)
+			known = append(known, e.ledger.begin(c))
 		}
 	}
 	return func(err error) {
-		var stolen []change
+		var stolen []*noted
 		e.mu.Lock()
-		for _, c := range known {
-			if e.ledger.end(c, err == nil) {
-				stolen = append(stolen, c)
+		how := ends{done: err == nil, unread: e.unread()}
+		for _, n := range known {
+			if e.ledger.end(n, how) {
+				stolen = append(stolen, n)
 			}
 		}
 		e.mu.Unlock()
-		for _, c := range stolen {
-			e.replayStolen(c)
+		for _, n := range stolen {
+			e.replayStolen(n)
 		}
 	}
 }
 
+// unread tells whether events wait to be read. Guarded by mu.
+func (e *events) unread() bool {
+	if e.closed {
+		return false
+	}
+	n, err := unix.IoctlGetInt(e.fd, unix.TIOCINQ)
+	return err != nil || n > 0
+}
+
 // replayStolen queues a change of the host that was taken for the guest's.
-func (e *events) replayStolen(c change) {
+func (e *events) replayStolen(n *noted) {
 	e.mu.Lock()
-	w := e.byID[c.dir]
+	w := e.byID[n.change.dir]
+	ev := event{name: n.name}
+	if n.dir {
+		ev.mask = unix.IN_ISDIR
+	}
 	e.mu.Unlock()
 	if w == nil {
 		return
 	}
-	ev := event{wd: w.wd, name: c.name}
-	switch c.kind {
+	ev.wd = w.wd
+	switch n.kind {
 	case unix.IN_CREATE, unix.IN_MOVED_TO:
-		ev.mask = unix.IN_CREATE
+		e.each(ev, proto.Replay_CREATE)
 	default:
-		ev.mask = unix.IN_DELETE
+		e.each(ev, proto.Replay_DELETE)
 	}
-	e.handle(ev)
 }
 
-// file notes that the caller is about to change a file, of which fd is a
-// descriptor until end has been called.
-func (e *events) file(n *node, fd int, what touched) (end func()) {
-	if e == nil || !e.active.Load() {
+// file notes that the caller is about to work on a file, which it holds with its
+// descriptor until end has been called; what is what it changes of it, apart from
+// names. n may be nil.
+func (e *events) file(n *node, what touched) (end func()) {
+	if n == nil || e == nil || !e.active.Load() {
 		return func() {}
 	}
 	id := fileID{n.dev, n.ino}
 	e.mu.Lock()
-	e.ledger.work(id)
+	s := e.ledger.work(id, what)
 	full := len(e.ledger.files) > maxLedger
 	e.mu.Unlock()
 	if full {
@@ -232,12 +297,13 @@ func (e *events) file(n *node, fd int, what touched) (end func()) {
 	}
 	return func() {
 		var st unix.Stat_t
-		if fstat(fd, &st) != nil {
-			what &^= content
-		}
+		err := fstat(n.fd, &st)
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		e.ledger.worked(id, &st, what)
+		e.ledger.worked(s, &st, what, e.unread())
+		if err != nil { // it has no descriptor any more: nothing is known
+			s.what = 0
+		}
 	}
 }
 
@@ -245,11 +311,7 @@ func (e *events) file(n *node, fd int, what touched) (end func()) {
 func (e *events) tidy() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed || e.ledger.reading {
-		return
-	}
-	e.ledger.round++
-	if n, err := unix.IoctlGetInt(e.fd, unix.TIOCINQ); err == nil && n == 0 {
-		e.ledger.purge(e.ledger.round)
+	if !e.closed && !e.ledger.reading && !e.unread() {
+		e.ledger.purge(math.MaxUint64)
 	}
 }

@@ -11,7 +11,7 @@ import (
 // made records what the guest gave a new inode, which the caller holds, and
 // fills st. A directory with setgid hands its group down.
 func (f *fileSystem) made(p, n *node, st *unix.Stat_t, who fuse.Caller, mode uint32) error {
-	defer f.events.file(n, n.fd, attributes)()
+	defer f.events.file(n, attributes)()
 	n.made.Store(time.Now().UnixNano())
 	o := owner(noRecord(), who)
 	if dir := p.record(); dir.gid != unset && dir.mode != unset && dir.mode&unix.S_ISGID != 0 {
@@ -123,6 +123,7 @@ func (f *fileSystem) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *
 	if n.vol != p.vol {
 		return fuse.EXDEV
 	}
+	defer f.events.file(n, 0)()
 	end := f.events.names(p.change(name, unix.IN_CREATE))
 	err := retry(func() error {
 		return unix.Linkat(unix.AT_FDCWD, n.proc, p.fd, name, unix.AT_SYMLINK_FOLLOW)
@@ -159,6 +160,7 @@ func (f *fileSystem) remove(id uint64, name string, flags int) fuse.Status {
 		return code
 	}
 	defer f.putAny(n)
+	defer f.events.file(n, 0)()
 	end := f.events.names(p.change(name, unix.IN_DELETE))
 	err := retry(func() error { return unix.Unlinkat(p.fd, name, flags) })
 	end(err)
@@ -196,8 +198,14 @@ func (f *fileSystem) Rename(_ <-chan struct{}, in *fuse.RenameIn, from, to strin
 		return code
 	}
 	defer f.putAny(covered)
-	changes := []change{p.change(from, unix.IN_MOVED_FROM), q.change(to, unix.IN_MOVED_TO)}
-	if in.Flags&unix.RENAME_EXCHANGE != 0 {
+	// A new name changes ctime, by which changes of the host are told.
+	defer f.events.file(moved, 0)()
+	defer f.events.file(covered, 0)()
+	var changes []change
+	if moved == nil || moved != covered { // else there is nothing to do, nor an event
+		changes = append(changes, p.change(from, unix.IN_MOVED_FROM), q.change(to, unix.IN_MOVED_TO))
+	}
+	if in.Flags&unix.RENAME_EXCHANGE != 0 && len(changes) > 0 {
 		changes = append(changes, q.change(to, unix.IN_MOVED_FROM), p.change(from, unix.IN_MOVED_TO))
 	}
 	end := f.events.names(changes...)

@@ -3,6 +3,7 @@ package share
 import (
 	"bufio"
 	"context"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,9 +24,13 @@ type op struct {
 	// toName may be any where to is missing, as name where dir is.
 	toName string
 
-	// By the request that the guest makes of it, one at a time.
-	subject *node // held: what is made, moved or removed
-	refused bool  // it must not be told
+	// since is a time before the change.
+	since time.Time
+
+	// Of the requests that the guest makes of it. Guarded by events.mu.
+	subject *node // held until it is over: what is moved or removed
+	over    bool
+	refused atomic.Bool // it must not be told
 }
 
 // from and dest are the names in the share that the op changes.
@@ -52,6 +57,8 @@ const (
 	maxQueue = 1 << 16
 	// window is how many are sent before the first is answered.
 	window = 32
+	// calm is how many may wait for rescan to add more.
+	calm = 1024
 )
 
 // queue holds the ops in their order. Guarded by events.mu.
@@ -67,12 +74,12 @@ func newQueue() queue {
 }
 
 // push adds o, unless an equal change of content or attributes waits for the
-// same file.
+// same file; or, in a flood, its creation.
 func (q *queue) push(o *op) (merged bool) {
 	if o.kind != proto.Replay_RENAME && o.kind != proto.Replay_CREATE && o.kind != proto.Replay_DELETE {
 		same := q.byEntry[o.from()]
 		for i := len(same) - 1; i >= 0 && same[i].seq == 0; i-- {
-			if same[i].kind == o.kind {
+			if same[i].kind == o.kind || same[i].kind == proto.Replay_CREATE && o.kind != proto.Replay_WRITTEN && len(q.waiting) >= calm {
 				return true
 			}
 			if same[i].departs(o.from()) || same[i].arrives(o.from()) {
@@ -145,14 +152,15 @@ func (q *queue) later(o *op, k entryKey, is func(*op, entryKey) bool) bool {
 func (e *events) add(o *op) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if o.since.IsZero() {
+		o.since = e.current
+	}
 	switch {
 	case e.closed:
 		return
 	case len(e.queue.waiting) >= maxQueue:
 		e.count.lost.Add(1)
-		if e.missed.IsZero() {
-			e.missed = e.current
-		}
+		e.missLocked(o.since)
 		return
 	case e.queue.push(o):
 		e.count.merged.Add(1)
@@ -170,36 +178,46 @@ func (e *events) signal() {
 
 const (
 	dialTimeout = 5 * time.Second
-	redialWait  = time.Second
+	// redialWait is the least that passes before the agent is dialled again, and
+	// maxRedialWait the most, after several failures.
+	redialWait    = time.Second
+	maxRedialWait = 30 * time.Second
 )
 
 // send brings the ops to the agent until close.
 func (e *events) send() {
+	wait := redialWait
 	for {
 		select {
 		case <-e.ctx.Done():
 			return
 		case <-e.wake:
 		}
-		if err := e.session(); err != nil && e.ctx.Err() == nil {
+		met, err := e.session()
+		if err != nil && e.ctx.Err() == nil {
 			e.log.Warn("containers are not told of changes in shared folders", "error", err)
 		}
 		e.abandon()
+		if met {
+			wait = redialWait
+		}
 		select {
 		case <-e.ctx.Done():
 			return
-		case <-time.After(redialWait):
+		case <-time.After(wait):
 		}
+		wait = min(2*wait, maxRedialWait)
 	}
 }
 
-// session sends ops over one stream until that ends.
-func (e *events) session() error {
+// session sends ops over one stream until that ends. met tells whether the agent
+// was there.
+func (e *events) session() (met bool, err error) {
 	ctx, cancel := context.WithTimeout(e.ctx, dialTimeout)
 	defer cancel()
 	stream, err := e.dial(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	// The agent may do other things in its thread once the stream is closed.
 	closeStream := func() { e.thread.Store(0); stream.Close() }
@@ -209,9 +227,10 @@ func (e *events) session() error {
 	limited := protodelim.UnmarshalOptions{MaxSize: proto.MaxReplay}
 	var hello proto.Replayed
 	if err := limited.UnmarshalFrom(in, &hello); err != nil {
-		return err
+		return false, err
 	}
 	e.thread.Store(hello.Thread)
+	e.calmed()
 	ended := make(chan error, 1)
 	e.wg.Go(func() {
 		for {
@@ -227,21 +246,17 @@ func (e *events) session() error {
 	for {
 		for o := e.next(); o != nil; o = e.next() {
 			if _, err := protodelim.MarshalTo(out, e.message(o)); err != nil {
-				return err
+				return true, err
 			}
 		}
 		if err := out.Flush(); err != nil {
-			return err
-		}
-		if since := e.caughtUp(); !since.IsZero() {
-			e.rescan(since)
-			continue
+			return true, err
 		}
 		select {
 		case <-e.wake:
 		case err := <-ended:
 			e.log.Debug("the stream of file events has ended", "error", err)
-			return nil
+			return true, nil
 		}
 	}
 }
@@ -252,15 +267,12 @@ func (e *events) next() *op {
 	return e.queue.next()
 }
 
-// caughtUp tells since when changes were dropped, once all others are told; a zero
-// time for none.
-func (e *events) caughtUp() (since time.Time) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if len(e.queue.waiting) == 0 && len(e.queue.sent) == 0 {
-		since, e.missed = e.missed, time.Time{}
+// calmed has rescans see whether there is room for more.
+func (e *events) calmed() {
+	select {
+	case e.space <- struct{}{}:
+	default:
 	}
-	return since
 }
 
 // elsewhere is the name in the share's root that stands for where nobody looks.
@@ -303,9 +315,12 @@ func (e *events) answered(r *proto.Replayed) {
 	if o == nil {
 		return
 	}
-	held = o.subject
+	held, o.over = o.subject, true
 	e.queue.done(o)
 	e.signal() // there is room for another
+	if len(e.queue.waiting) < calm {
+		e.calmed()
+	}
 	errno := unix.Errno(r.Errno)
 	switch {
 	case errno == 0:
@@ -315,7 +330,7 @@ func (e *events) answered(r *proto.Replayed) {
 	case o.kind == proto.Replay_RENAME:
 		e.count.degraded.Add(1)
 		e.split(o)
-	case o.refused, errno == unix.ENOENT:
+	case o.refused.Load(), errno == unix.ENOENT:
 		e.count.void.Add(1)
 	default:
 		e.count.lost.Add(1)
@@ -328,10 +343,10 @@ func (e *events) answered(r *proto.Replayed) {
 func (e *events) split(o *op) {
 	var halves []*op
 	if o.dir != nil {
-		halves = append(halves, &op{kind: proto.Replay_DELETE, mode: o.mode, dir: o.dir, name: o.name})
+		halves = append(halves, &op{kind: proto.Replay_DELETE, mode: o.mode, dir: o.dir, name: o.name, since: o.since})
 	}
 	if o.to != nil {
-		halves = append(halves, &op{kind: proto.Replay_CREATE, mode: o.mode, dir: o.to, name: o.toName})
+		halves = append(halves, &op{kind: proto.Replay_CREATE, mode: o.mode, dir: o.to, name: o.toName, since: o.since})
 	}
 	e.queue.waiting = append(halves, e.queue.waiting...)
 	for _, h := range halves {
@@ -346,15 +361,31 @@ func (e *events) split(o *op) {
 	}
 }
 
-// abandon gives up all ops: there is nobody to tell.
+// abandon gives up all ops, as there is nobody to tell: what they were about is
+// looked for when there is somebody again.
 func (e *events) abandon() {
+	var held []*node
 	e.mu.Lock()
 	old := e.queue
 	e.queue = newQueue()
 	e.queue.last = old.last
-	e.mu.Unlock()
-	e.count.lost.Add(int64(len(old.sent) + len(old.waiting)))
+	for _, o := range old.waiting {
+		e.missLocked(o.since)
+	}
 	for _, o := range old.sent {
-		e.f.putAny(o.subject)
+		e.missLocked(o.since)
+		o.over = true
+		held = append(held, o.subject)
+	}
+	e.count.lost.Add(int64(len(old.sent) + len(old.waiting)))
+	if len(e.byWD) == 0 { // the guest knows nothing any more
+		e.missed = time.Time{}
+	}
+	if !e.missed.IsZero() {
+		e.signal()
+	}
+	e.mu.Unlock()
+	for _, n := range held {
+		e.f.putAny(n)
 	}
 }

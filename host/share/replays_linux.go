@@ -93,30 +93,51 @@ func (f replays) gone(o *op, k entryKey) bool {
 }
 
 // subject is what o removes or moves: what the guest knows by that name, or
-// else what it has become, or else nothing in particular.
+// else what it has become, or else nothing in particular. It is the same for all
+// requests of o, and held for the caller.
 func (f replays) subject(o *op) *node {
-	if o.subject != nil {
-		return o.subject
+	e := f.events
+	e.mu.Lock()
+	n := f.again(o.subject)
+	e.mu.Unlock()
+	if n != nil {
+		return n
 	}
+	n = f.findSubject(o)
+	e.mu.Lock()
+	var spare *node
+	switch {
+	case o.over: // a guest that doesn't wait for answers
+	case o.subject != nil: // or that asks twice at a time
+		n, spare = f.again(o.subject), n
+	default:
+		o.subject = f.again(n)
+	}
+	e.mu.Unlock()
+	f.putAny(spare)
+	return n
+}
+
+func (f replays) findSubject(o *op) *node {
+	isDir := o.mode == unix.S_IFDIR
 	if o.dir != nil {
-		n := f.seen(o.dir, o.name)
-		if n != nil && n.isDir() != (o.mode == unix.S_IFDIR) {
+		if n := f.seen(o.dir, o.name); n != nil {
+			if n.isDir() == isDir {
+				return n
+			}
 			f.put(n)
-			n = nil
 		}
-		o.subject = n
 	}
-	if o.subject == nil && o.to != nil {
-		o.subject = f.present(o.dest(), func(kind uint32) bool { return (kind == unix.S_IFDIR) == (o.mode == unix.S_IFDIR) })
-	}
-	if o.subject == nil {
-		vol := o.dir
-		if vol == nil {
-			vol = o.to
+	if o.to != nil {
+		if n := f.present(o.dest(), func(kind uint32) bool { return (kind == unix.S_IFDIR) == isDir }); n != nil {
+			return n
 		}
-		o.subject = f.past(vol.vol, o.mode)
 	}
-	return o.subject
+	vol := o.dir
+	if vol == nil {
+		vol = o.to
+	}
+	return f.past(vol.vol, o.mode)
 }
 
 // present holds the node of what is at k on the host now, if it is of the right
@@ -161,7 +182,9 @@ func (f replays) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, 
 			return fuse.ENOENT
 		case o.kind == proto.Replay_DELETE && o.from().is(in.NodeId, name) && f.gone(o, o.from()),
 			o.kind == proto.Replay_RENAME && o.from().is(in.NodeId, name):
-			return f.tell(f.subject(o), in.Caller, out)
+			n := f.subject(o)
+			defer f.put(n)
+			return f.tell(n, in.Caller, out)
 		case o.kind == proto.Replay_RENAME && o.dest().is(in.NodeId, name):
 			return f.covered(o, in.Caller, out)
 		}
@@ -183,7 +206,9 @@ func (f replays) covered(o *op, who fuse.Caller, out *fuse.EntryOut) fuse.Status
 		return fuse.ENOENT
 	}
 	defer f.put(n)
-	if n == f.subject(o) {
+	moved := f.subject(o)
+	defer f.put(moved)
+	if n == moved {
 		return fuse.ENOENT
 	}
 	return f.tell(n, who, out)
@@ -204,7 +229,7 @@ func (f replays) make(o *op, dir uint64, name string, kind uint32, who fuse.Call
 		return f.entry(n, &st, who, out)
 	}
 	if !f.later(o, o.from(), (*op).departs) {
-		o.refused = true
+		o.refused.Store(true)
 		return fuse.ENOENT
 	}
 	n = f.past(o.dir.vol, kind)
@@ -243,10 +268,11 @@ func (f replays) remove(o *op, dir uint64, name string, isDir bool) fuse.Status 
 		return fuse.EPERM
 	}
 	if !f.gone(o, o.from()) {
-		o.refused = true
+		o.refused.Store(true)
 		return fuse.ENOENT
 	}
 	n := f.subject(o)
+	defer f.put(n)
 	f.named(n, nil, "")
 	if isDir {
 		f.renew(n)
@@ -282,8 +308,10 @@ func (f replays) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to stri
 	if !f.gone(o, o.from()) {
 		return fuse.ENOENT
 	}
+	moved := f.subject(o)
+	defer f.put(moved)
 	if o.to == nil {
-		f.named(f.subject(o), nil, "")
+		f.named(moved, nil, "")
 		return fuse.OK
 	}
 	var st unix.Stat_t
@@ -293,12 +321,12 @@ func (f replays) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to stri
 		return fuse.ENOENT
 	}
 	if n := f.seen(o.to, to); n != nil {
-		if n != f.subject(o) {
+		if n != moved {
 			f.named(n, nil, "")
 		}
 		f.put(n)
 	}
-	f.named(f.subject(o), o.to, to)
+	f.named(moved, o.to, to)
 	return fuse.OK
 }
 

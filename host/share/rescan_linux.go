@@ -13,10 +13,36 @@ import (
 // behind the clock.
 const clockSlack = 20 * time.Millisecond
 
+// rescans looks for what has been lost until close: each time that all else has
+// been told, as more would be lost otherwise.
+func (e *events) rescans() {
+	for {
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-e.space:
+		}
+		for since := e.caughtUp(); !since.IsZero() && e.ctx.Err() == nil; since = e.caughtUp() {
+			e.rescan(since)
+		}
+	}
+}
+
+// caughtUp tells since when changes were lost, once all others are told and if
+// there is somebody to tell; a zero time for none.
+func (e *events) caughtUp() (since time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.thread.Load() != 0 && len(e.queue.waiting) == 0 && len(e.queue.sent) == 0 {
+		since, e.missed = e.missed, time.Time{}
+	}
+	return since
+}
+
 // rescan looks in all watched directories for what has changed since a time, as
-// the host's kernel or the queue had no room for the events: files with a later
-// change of status, and names that the guest knows and that are no more. The
-// guest may be told of its own changes, and twice of others.
+// the host's kernel or the queue had no room for the events, or nobody took them:
+// files with a later change of status, and names that the guest knew and that are
+// no more. The guest may be told of its own changes, and twice of others.
 func (e *events) rescan(since time.Time) {
 	known := map[*node][]string{}
 	e.f.table.mu.Lock()
@@ -30,26 +56,72 @@ func (e *events) rescan(since time.Time) {
 		dirs = append(dirs, w.nodes...)
 	}
 	e.mu.Unlock()
+	r := rescan{e, since}
 	for _, n := range dirs {
+		if e.ctx.Err() != nil {
+			return
+		}
 		if p, err := e.f.node(n.id); err == nil && p != nil {
-			e.rescanDir(p, known[p], since.Add(-clockSlack))
+			if p.isDir() {
+				r.dir(p, known[p])
+			} else {
+				r.file(p)
+			}
 			e.f.put(p)
 		}
 	}
 }
 
-// rescanDir does it for a directory, which its caller holds.
-func (e *events) rescanDir(p *node, known []string, since time.Time) {
+// rescan is one search.
+type rescan struct {
+	*events
+	since time.Time
+}
+
+// tell adds o when there is room for it: more than that is still to come.
+func (r rescan) tell(o *op) {
+	o.since = r.since
+	for {
+		r.mu.Lock()
+		room := len(r.queue.waiting) < calm
+		r.mu.Unlock()
+		if room {
+			r.add(o)
+			return
+		}
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-r.space:
+		}
+	}
+}
+
+// later tells whether a time in a file's attributes may be one after since.
+func (r rescan) later(t unix.StatxTimestamp) bool {
+	return !time.Unix(t.Sec, int64(t.Nsec)).Before(r.since.Add(-clockSlack))
+}
+
+// file does it for a file that is shared by itself.
+func (r rescan) file(n *node) {
+	var st unix.Statx_t
+	if unix.Statx(n.fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS, &st) == nil && r.later(st.Ctime) {
+		r.tell(&op{kind: proto.Replay_MODIFY, mode: n.kind, dir: n})
+	}
+}
+
+// dir does it for a directory, which its caller holds.
+func (r rescan) dir(p *node, known []string) {
 	for _, name := range known {
 		var st unix.Stat_t
-		n := e.f.seen(p, name)
+		n := r.f.seen(p, name)
 		if n == nil {
 			continue
 		}
 		if fstatat(p.fd, name, &st) != nil || uint64(st.Dev) != n.dev || st.Ino != n.ino {
-			e.add(&op{kind: proto.Replay_DELETE, mode: n.kind, dir: p, name: name})
+			r.tell(&op{kind: proto.Replay_DELETE, mode: n.kind, dir: p, name: name})
 		}
-		e.f.put(n)
+		r.f.put(n)
 	}
 	fd, err := openat(unix.AT_FDCWD, p.proc, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -60,29 +132,29 @@ func (e *events) rescanDir(p *node, known []string, since time.Time) {
 	for {
 		names, err := dir.Readdirnames(1000)
 		for _, name := range names {
-			e.rescanEntry(p, name, since)
+			r.entry(p, name)
 		}
-		if err != nil {
+		if err != nil || r.ctx.Err() != nil {
 			return
 		}
 	}
 }
 
-func (e *events) rescanEntry(p *node, name string, since time.Time) {
+func (r rescan) entry(p *node, name string) {
 	var st unix.Statx_t
 	err := unix.Statx(p.fd, name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st)
-	if err != nil || time.Unix(st.Ctime.Sec, int64(st.Ctime.Nsec)).Before(since) {
+	if err != nil || !r.later(st.Ctime) {
 		return
 	}
 	o := &op{kind: proto.Replay_CREATE, mode: uint32(st.Mode) & unix.S_IFMT, dir: p, name: name}
-	n := e.f.seen(p, name)
-	defer e.f.putAny(n)
-	old := st.Mask&unix.STATX_BTIME != 0 && time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)).Before(since)
+	n := r.f.seen(p, name)
+	defer r.f.putAny(n)
+	old := st.Mask&unix.STATX_BTIME != 0 && !r.later(st.Btime)
 	if n != nil && n.ino == st.Ino || n == nil && old {
 		o.kind = proto.Replay_MODIFY
 	}
 	if o.kind == proto.Replay_MODIFY && o.mode == unix.S_IFDIR {
 		return // its entries tell
 	}
-	e.add(o)
+	r.tell(o)
 }

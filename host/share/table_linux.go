@@ -79,7 +79,7 @@ type table struct {
 	max     int
 	dead    []int // descriptors to close once mu is free
 	lost    []*node
-	// forgotten is told of directories that have left the table, once mu is
+	// forgotten is told of what may be watched and has left the table, once mu is
 	// free. Optional.
 	forgotten func(*node)
 }
@@ -202,6 +202,13 @@ func (t *table) seen(p *node, name string) *node {
 	return t.hold(t.byName[entryKey{p, name}])
 }
 
+// again holds what its caller knows to be held already; nil for nil.
+func (t *table) again(n *node) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.hold(n)
+}
+
 // past holds a new node for what the guest is to remember of a file that isn't
 // there any more. It can't be used for anything.
 func (t *table) past(vol *volume, kind uint32) *node {
@@ -311,7 +318,7 @@ func (t *table) unlist(n *node) {
 	if t.byKey[n.nodeKey] == n {
 		delete(t.byKey, n.nodeKey)
 	}
-	if t.forgotten != nil && n.isDir() {
+	if t.forgotten != nil && n.watchable() {
 		t.lost = append(t.lost, n)
 	}
 }

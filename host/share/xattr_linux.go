@@ -83,7 +83,7 @@ func (f *fileSystem) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name strin
 	if int(in.Size) > len(data) {
 		return fuse.EINVAL
 	}
-	defer f.events.file(n, n.fd, attributes)()
+	defer f.events.file(n, attributes)()
 	return status(retry(func() error { return unix.Setxattr(n.proc, name, data[:in.Size], int(in.Flags)) }))
 }
 
@@ -97,6 +97,6 @@ func (f *fileSystem) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name stri
 	if !passes(name) || !n.hasAttrs() {
 		return fuse.ENODATA
 	}
-	defer f.events.file(n, n.fd, attributes)()
+	defer f.events.file(n, attributes)()
 	return status(retry(func() error { return unix.Removexattr(n.proc, name) }))
 }
