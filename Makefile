@@ -68,6 +68,10 @@ dist/root-docker:
 dist/root-apps:
 	go run ./kernel/mkroot -out $@ base-files base-passwd coreutils dash redis-server postgresql bind9-dnsutils
 
+# What TestRealWork works with, beside these.
+dist/root-work:
+	go run ./kernel/mkroot -out $@ base-files base-passwd coreutils dash findutils tar git make gcc libc6-dev sqlite3
+
 dist/root-compose:
 	go run ./kernel/mkroot -out $@ docker-compose base-files
 

@@ -15,6 +15,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -295,7 +297,8 @@ func tree(t *testing.T, dir string) string {
 }
 
 // A layer with everything a layer may hold looks in the container as GNU tar
-// and overlayfs show it, file by file.
+// and overlayfs show it, file by file; and so does a volume that it was copied to,
+// and one that this was carried to as a tar.
 func TestOddLayers(t *testing.T) {
 	want, err := os.ReadFile(filepath.Join(files.dir, "images", "odd.want"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -315,6 +318,29 @@ func TestOddLayers(t *testing.T) {
 		}
 		compare(t, dir, got, append(expect, ""))
 	}
+	// The third name of that file is hidden. A tar has whole seconds and, of
+	// extended attributes, capabilities: as Docker's.
+	lost := regexp.MustCompile(`(?:\.\d{9}| user\.[a-z]+="[^ ]*")( |$)`)
+	list := func(args ...string) []string {
+		out := h.sampan(t, append([]string{"run", "--rm"}, args...)...)
+		return strings.Split(strings.ReplaceAll(out, " links 3 ", " links 2 "), "\n")
+	}
+	whole := func(lines []string) []string {
+		out := slices.Clone(lines)
+		for i, line := range out {
+			for short := ""; short != line; line = out[i] {
+				short = line
+				out[i] = lost.ReplaceAllString(line, "$1")
+			}
+		}
+		return out
+	}
+	odd := list("odd", "/odd")
+	compare(t, "copied to a volume", list("-v", "copied:/odd", "odd", "/odd"), odd)
+	tar := filepath.Join(t.TempDir(), "copied.tar")
+	h.sampan(t, "volume", "export", "-o", tar, "copied")
+	h.sampan(t, "volume", "import", "again", tar)
+	compare(t, "exported and imported", whole(list("-v", "again:/odd:nocopy", "odd", "/odd")), whole(odd))
 	// What stands beside those folders.
 	all := h.sampan(t, "run", "--rm", "--entrypoint", "/lister", "odd", "/replaced") + h.sampan(t, "run", "--rm", "odd", "/twice")
 	for _, name := range []string{"replaced", "twice"} {
