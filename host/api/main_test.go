@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	stdlog "log"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -29,6 +31,7 @@ import (
 	"sampan/host/engine"
 	"sampan/host/image"
 	"sampan/host/imagetest"
+	"sampan/host/witness"
 )
 
 // patience bounds every wait.
@@ -96,7 +99,7 @@ func (d *daemon) serve() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	socket := filepath.Join(d.home, "docker.sock")
+	socket := filepath.Join(d.home, "sampan.sock")
 	os.Remove(socket)
 	ln, err := net.Listen("unix", socket)
 	if err != nil {
@@ -106,7 +109,8 @@ func (d *daemon) serve() {
 		ErrorLog: stdlog.New(noPanic{t}, "", 0)}
 	served := make(chan struct{})
 	go func() { defer close(served); srv.Serve(ln) }()
-	if d.client, err = client.New(client.WithHost("unix://" + socket)); err != nil {
+	seen := watch(t, socket, filepath.Join(d.home, "docker.sock"))
+	if d.client, err = client.New(client.WithHost("unix://" + filepath.Join(d.home, "docker.sock"))); err != nil {
 		t.Fatal(err)
 	}
 	var stopped atomic.Bool
@@ -121,6 +125,7 @@ func (d *daemon) serve() {
 		srv.Close()
 		<-served
 		d.client.Close()
+		seen()
 	}
 	t.Cleanup(d.stop)
 }
@@ -212,10 +217,40 @@ func (d *daemon) raw(method, path, body string) (int, string) {
 	return resp.StatusCode, string(b)
 }
 
-// dial connects to the socket.
+// watch puts a witness between clients and the socket; the result ends it, and
+// fails the test for what it objects to.
+func watch(t *testing.T, socket, path string) func() {
+	t.Helper()
+	described, err := described()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &witness.Proxy{Socket: socket, API: described}
+	if err := w.Listen(path); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		w.Close()
+		for _, f := range w.Unexpected() {
+			t.Errorf("against Docker's description of its API: %s", f)
+		}
+	}
+}
+
+// described is Docker's description of its API.
+var described = sync.OnceValues(func() (*witness.API, error) {
+	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/moby/moby/api").Output()
+	if err != nil {
+		return nil, fmt.Errorf("find the API's module: %w", err)
+	}
+	return witness.Open(filepath.Join(strings.TrimSpace(string(dir)), "docs"), api.MaxVersion)
+})
+
+// dial connects to the socket, without a witness: it is for what clients don't
+// say.
 func (d *daemon) dial() *net.UnixConn {
 	d.t.Helper()
-	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: d.home + "/docker.sock", Net: "unix"})
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: d.home + "/sampan.sock", Net: "unix"})
 	if err != nil {
 		d.t.Fatal(err)
 	}

@@ -49,12 +49,16 @@ func (s *server) containerStats(w http.ResponseWriter, r *http.Request) error {
 	}
 	out := newStream(w)
 	began := false
+	old := less(clientVersion(r), "1.52") // without the system's name
 	return s.Engine.Stats(r.Context(), r.PathValue("name"), o, func(v container.StatsResponse) error {
 		if !began {
 			began = true
 			if err := out.begin(); err != nil {
 				return err
 			}
+		}
+		if old {
+			v.OSType = ""
 		}
 		return out.send(v)
 	})

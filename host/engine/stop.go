@@ -207,7 +207,8 @@ func (e *Engine) Cycle(ctx context.Context, name, sig string, timeout *int) erro
 			return err
 		}
 	}
-	if err := e.start(ctx, c, true); err != nil {
+	// Somebody else may have started it meanwhile: it runs, which was wanted.
+	if err := e.start(ctx, c, true); err != nil && !errdefs.IsNotModified(err) {
 		return err
 	}
 	e.emitContainer(c, events.ActionRestart, nil)

@@ -125,6 +125,7 @@ func (w *terminal) sees(want string) {
 func TestTerminal(t *testing.T) {
 	h := newHome(t)
 	h.load(t)
+	h.record()
 	clients := []string{filepath.Join(files.bin, "sampan"), filepath.Join(files.bin, "docker")}
 	for i, client := range clients {
 		w := newTerminal(t, h)

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"sampan/host/imagetest"
+	"sampan/host/witness"
 )
 
 // dirEnv names the folder that the first run prepared for the second:
@@ -90,6 +91,9 @@ func prepare() (string, error) {
 		return fail(err)
 	}
 	if err := os.CopyFS(filepath.Join(dir, "testdata"), os.DirFS("testdata")); err != nil {
+		return fail(err)
+	}
+	if err := copyDescriptions(filepath.Join(dir, "api")); err != nil {
 		return fail(err)
 	}
 	if err := dockerClient(root, filepath.Join(dir, "bin")); err != nil {
@@ -253,7 +257,9 @@ type home struct {
 	dir string
 	env []string // additions to the environment
 
-	terminals int // made so far
+	witness   *witness.Proxy // all docker clients speak through it
+	watched   bool           // and sampan as well
+	terminals int            // made so far
 }
 
 // newHome makes a home whose daemon is stopped at the test's end.
@@ -264,7 +270,9 @@ func newHome(t testing.TB) *home {
 		t.Fatal(err)
 	}
 	h := &home{dir: filepath.Join(dir, "home")}
+	h.listen(t)
 	t.Cleanup(func() {
+		h.witness.Close()
 		h.stopDaemon(t)
 		if t.Failed() {
 			h.dump(t)
@@ -276,8 +284,8 @@ func newHome(t testing.TB) *home {
 
 func (h *home) environ() []string {
 	return append(append(os.Environ(),
-		"SAMPAN_HOME="+h.dir, "SAMPAN_GUEST="+files.guest,
-		"DOCKER_HOST=unix://"+h.dir+"/docker.sock",
+		"SAMPAN_HOME="+h.clientHome(), "SAMPAN_GUEST="+files.guest,
+		"DOCKER_HOST=unix://"+h.witnessed()+"/docker.sock",
 		"DOCKER_CONFIG="+h.dir+"/docker-client",
 		"PATH="+files.bin+":"+os.Getenv("PATH")), h.env...)
 }
@@ -329,6 +337,10 @@ func (h *home) must(t testing.TB, name string, args ...string) string {
 	}
 	return r.stdout
 }
+
+// record sends what sampan says from here on by the witness, too. The daemon has
+// to be running, and to stay: it is not started through a witness.
+func (h *home) record() { h.watched = true }
 
 // load gives the home the busybox image.
 func (h *home) load(t testing.TB) {

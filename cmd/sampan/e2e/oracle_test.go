@@ -17,7 +17,8 @@ func TestOracle(t *testing.T) {
 	onceAsUser(t)
 	h := newHome(t)
 	h.load(t)
-	r := oracle.Runner{Socket: filepath.Join(h.dir, "docker.sock"), Dir: filepath.Dir(h.dir), Env: h.environ()}
+	h.record()
+	r := oracle.Runner{Socket: filepath.Join(h.witnessed(), "docker.sock"), Dir: filepath.Dir(h.dir), Env: h.environ()}
 	probes, docker, ours := oracle.Probes(), oracle.Docker(), oracle.Ours()
 	got := make([]string, len(probes))
 	var wg sync.WaitGroup

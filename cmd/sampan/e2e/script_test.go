@@ -32,6 +32,7 @@ func TestScripts(t *testing.T) {
 		}
 		h := newHome(t)
 		h.load(t)
+		h.record()
 		registry := ""
 		if filepath.Base(s) == "tutorial.txtar" {
 			registry = startRegistry(t)
@@ -46,6 +47,7 @@ func TestScripts(t *testing.T) {
 				}
 				e.Setenv("PORT", strconv.Itoa(freePort(t)))
 				e.Setenv("PORT2", strconv.Itoa(freePort(t)))
+				e.Setenv("DAEMON_HOME", h.dir) // SAMPAN_HOME is the witness's
 				e.Setenv("BUSYBOX", files.busybox)
 				e.Setenv("REGISTRY", registry)
 				return nil
