@@ -43,7 +43,7 @@ func (a *app) info(ctx context.Context, format string) error {
 	}
 	a.fields("Client:", [][2]string{{"Version", a.build}})
 	fmt.Fprintln(a.out)
-	a.fields("Server:", [][2]string{
+	server := [][2]string{
 		{"Containers", fmt.Sprint(i.Containers)},
 		{" Running", fmt.Sprint(i.ContainersRunning)},
 		{" Paused", fmt.Sprint(i.ContainersPaused)},
@@ -63,7 +63,13 @@ func (a *app) info(ctx context.Context, format string) error {
 		{"Name", i.Name},
 		{"ID", i.ID},
 		{"Root Dir", i.DockerRootDir},
-	})
+	}
+	for _, proxy := range [][2]string{{"HTTP Proxy", i.HTTPProxy}, {"HTTPS Proxy", i.HTTPSProxy}, {"No Proxy", i.NoProxy}} {
+		if proxy[1] != "" {
+			server = append(server, proxy)
+		}
+	}
+	a.fields("Server:", server)
 	for _, w := range i.Warnings {
 		fmt.Fprintln(a.err, w)
 	}

@@ -1,16 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/BurntSushi/toml"
 	"github.com/docker/go-units"
+	"golang.org/x/net/http/httpproxy"
 
 	"sampan/host/engine"
 	"sampan/host/image"
@@ -23,6 +27,33 @@ type config struct {
 	Images  imagesConfig  `toml:"images"`
 	// Registries by HOST or HOST:PORT.
 	Registries map[string]registryConfig `toml:"registries"`
+	Proxies    proxiesConfig             `toml:"proxies"`
+}
+
+// proxiesConfig goes before HTTP_PROXY, HTTPS_PROXY and NO_PROXY of the
+// environment, each for itself; the keys are those of Docker's daemon.json.
+type proxiesConfig struct {
+	HTTP  string `toml:"http-proxy"`
+	HTTPS string `toml:"https-proxy"`
+	No    string `toml:"no-proxy"`
+}
+
+func (c proxiesConfig) validate() error {
+	for key, proxy := range map[string]string{"http-proxy": c.HTTP, "https-proxy": c.HTTPS} {
+		u, err := url.Parse(proxy)
+		if proxy != "" && (err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme)) {
+			return fmt.Errorf("proxies.%s: want http://HOST:PORT, https:// or socks5://", key) // it may have a password
+		}
+	}
+	return nil
+}
+
+func (c proxiesConfig) proxies() *httpproxy.Config {
+	p := httpproxy.FromEnvironment()
+	p.HTTPProxy = cmp.Or(c.HTTP, p.HTTPProxy)
+	p.HTTPSProxy = cmp.Or(c.HTTPS, p.HTTPSProxy)
+	p.NoProxy = cmp.Or(c.No, p.NoProxy)
+	return p
 }
 
 type imagesConfig struct {
@@ -43,7 +74,7 @@ type registryConfig struct {
 
 // registries are those of the file, and the folders of certificates.
 func (c config) registries(home string) image.Registries {
-	r := image.Registries{Hosts: map[string]image.Registry{}, Certs: []string{"/etc/docker/certs.d", filepath.Join(home, "certs.d")}}
+	r := image.Registries{Hosts: map[string]image.Registry{}, Certs: []string{"/etc/docker/certs.d", filepath.Join(home, "certs.d")}, Proxies: c.Proxies.proxies()}
 	for host, reg := range c.Registries {
 		r.Hosts[host] = image.Registry{Mirrors: reg.Mirrors, Insecure: reg.Insecure}
 	}
@@ -137,7 +168,7 @@ func readConfig(path string) (config, error) {
 	case c.Images.MaxLayer < 0 || c.Images.MaxFiles < 0:
 		return c, fmt.Errorf("%s: a limit of images is negative", path)
 	}
-	if err := c.registries("").Validate(); err != nil {
+	if err := errors.Join(c.registries("").Validate(), c.Proxies.validate()); err != nil {
 		return c, fmt.Errorf("%s: %w", path, err)
 	}
 	if u := c.Network.Uplink; u.IsValid() && (!u.Addr().Is4() || u.Bits() != 24) {

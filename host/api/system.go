@@ -57,7 +57,9 @@ func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	proxies := s.Images.Proxies()
 	info := system.Info{
+		HTTPProxy: proxies.HTTPProxy, HTTPSProxy: proxies.HTTPSProxy, NoProxy: proxies.NoProxy,
 		ID: "sampan", Name: hostname(), ServerVersion: s.Build,
 		Images: len(images), Containers: len(list),
 		Driver: "overlay2", DriverStatus: [][2]string{{"Backing Filesystem", "extfs"}, {"Layers", "erofs"}},

@@ -15,10 +15,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"golang.org/x/net/http/httpproxy"
 )
 
 // Registries says how registries are spoken to. The zero value is right for
@@ -30,6 +32,8 @@ type Registries struct {
 	// authorities for that host, NAME.cert with NAME.key what we show to it.
 	// A folder that is missing is no error. Optional.
 	Certs []string
+	// Proxies for all of them. Optional: as the environment says.
+	Proxies *httpproxy.Config
 }
 
 // Registry is one host of Registries.
@@ -93,7 +97,10 @@ type transports struct {
 
 // transportPair is what goes to a registry, and to where it points: what the
 // configuration says of the one holds for no other.
-type transportPair struct{ own, foreign *http.Transport }
+type transportPair struct {
+	own, foreign *http.Transport
+	asked        *atomic.Bool // the registry wants to see a certificate, and there is none
+}
 
 // transport carries requests to a registry. A base replaces what goes over the
 // network, in tests.
@@ -107,7 +114,7 @@ func (s *Store) transport(host string, base http.RoundTripper) (http.RoundTrippe
 		if err != nil {
 			return nil, err
 		}
-		g.own, g.foreign = pair.own, pair.foreign
+		g.own, g.foreign, g.asked = pair.own, pair.foreign, pair.asked
 	}
 	return &retrying{base: g, log: s.log}, nil
 }
@@ -126,8 +133,15 @@ func (t *transports) of(host string, r Registries) (transportPair, error) {
 	if isLoopback(host) {
 		control = nil
 	}
-	pair := transportPair{own: newTransport(nil), foreign: newTransport(control)}
+	pair := transportPair{asked: new(atomic.Bool), own: newTransport(r, nil), foreign: newTransport(r, control)}
 	pair.own.TLSClientConfig = conf
+	if len(conf.Certificates) == 0 {
+		// What happens then says little: in TLS 1.3 the refusal comes late.
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair.asked.Store(true)
+			return &tls.Certificate{}, nil
+		}
+	}
 	// An authority that is trusted for the registry is so for what it names, its
 	// server of tokens above all; as Docker has it.
 	pair.foreign.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: conf.RootCAs}
@@ -138,12 +152,13 @@ func (t *transports) of(host string, r Registries) (transportPair, error) {
 	return pair, nil
 }
 
-func newTransport(control func(network, address string, c syscall.RawConn) error) *http.Transport {
+func newTransport(r Registries, control func(network, address string, c syscall.RawConn) error) *http.Transport {
 	direct := &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second, Control: control}
 	proxied := &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}
-	proxies := &proxyHosts{}
+	proxies := &proxyHosts{choose: r.proxies().ProxyFunc()}
 	return &http.Transport{
-		Proxy: proxies.of,
+		Proxy:                  proxies.of,
+		OnProxyConnectResponse: connected,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			if proxies.has(address) { // which may well be on this machine
 				return proxied.DialContext(ctx, network, address)
@@ -153,38 +168,6 @@ func newTransport(control func(network, address string, c syscall.RawConn) error
 		ForceAttemptHTTP2: true, MaxIdleConns: 100, MaxIdleConnsPerHost: 16, IdleConnTimeout: 90 * time.Second,
 		TLSHandshakeTimeout: 30 * time.Second, ExpectContinueTimeout: time.Second, ResponseHeaderTimeout: 5 * time.Minute,
 	}
-}
-
-// proxyHosts remembers which addresses are proxies'.
-type proxyHosts struct {
-	mu    sync.Mutex
-	hosts map[string]bool
-}
-
-func (p *proxyHosts) of(req *http.Request) (*url.URL, error) {
-	u, err := http.ProxyFromEnvironment(req)
-	if u != nil {
-		port := u.Port()
-		if port == "" {
-			port = map[string]string{"https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
-		}
-		if port == "" {
-			port = "80"
-		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if p.hosts == nil {
-			p.hosts = map[string]bool{}
-		}
-		p.hosts[net.JoinHostPort(u.Hostname(), port)] = true
-	}
-	return u, err
-}
-
-func (p *proxyHosts) has(address string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.hosts[address]
 }
 
 // errHere is where registries may not lead us.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/distribution/reference"
@@ -165,6 +166,7 @@ type guard struct {
 	stall    time.Duration
 	own      http.RoundTripper // and to the rest of this machine, if it is on it
 	foreign  http.RoundTripper // to wherever else it points
+	asked    *atomic.Bool      // see transportPair; optional
 }
 
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -180,6 +182,13 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("%s: plain HTTP is only used for registries on this machine, and those that the configuration calls insecure", req.URL.Host)
 	}
 	resp, err := base.RoundTrip(req)
+	if err != nil && own && g.asked != nil && g.asked.Load() {
+		return nil, fmt.Errorf("%w; %s asks for a certificate, and certs.d has none for it", err, req.URL.Host)
+	}
+	if err == nil && resp.StatusCode == http.StatusProxyAuthRequired {
+		resp.Body.Close()
+		return nil, fmt.Errorf("the proxy does not pass on %s: %s", req.URL.Host, resp.Status)
+	}
 	if err == nil {
 		resp.Body = &timed{ReadCloser: resp.Body, stall: g.stall}
 	}
@@ -308,10 +317,6 @@ func registryError(named reference.Named, err error) error {
 			te.StatusCode == http.StatusUnauthorized, te.StatusCode == http.StatusForbidden:
 			return &classed{text: fmt.Sprintf("pull access denied for %s, repository does not exist or may require 'docker login': %s", short, text), class: ErrNotFound, cause: err}
 		}
-	}
-	var ue *url.Error
-	if errors.As(err, &ue) {
-		return fmt.Errorf("pull %s: %w", reference.FamiliarString(named), ue)
 	}
 	return fmt.Errorf("pull %s: %w", reference.FamiliarString(named), err)
 }
