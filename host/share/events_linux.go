@@ -63,6 +63,7 @@ type events struct {
 	begun   time.Time     // the last reading
 	current time.Time     // up to when all events have been read
 	caught  chan struct{} // closed when no event is left to read; nil: nobody waits
+	past    int           // names in the past of all watches
 	missed  time.Time     // since when changes have been lost; zero: none, or rescan looks
 	space   chan struct{} // of capacity 1: the queue has room for rescan
 }
@@ -73,7 +74,14 @@ type watch struct {
 	id    fileID
 	wd    int32
 	nodes []*node
+	// past are names that the guest knew, of which its watchers may know still,
+	// with their kind. rescan looks whether they are there.
+	past map[string]uint32
 }
+
+// maxPast bounds the names in all past. What the host removes of more isn't told
+// when its event is lost.
+const maxPast = 1 << 16
 
 // counters are those of Events.
 type counters struct {
@@ -96,7 +104,7 @@ func newEvents(f *fileSystem, opts Options, count *counters) *events {
 		space: make(chan struct{}, 1), current: time.Now(),
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
-	f.table.forgotten = e.unwatch
+	f.table.forgotten, f.table.unnamed = e.unwatch, e.unnamed
 	return e
 }
 
@@ -229,6 +237,39 @@ func (e *events) dropLocked(w *watch) {
 			delete(e.byID, w.id)
 		}
 		e.count.watched.Add(-1)
+		e.past -= len(w.past)
+		w.past = nil
+	}
+}
+
+// unnamed notes a name that the guest has forgotten.
+func (e *events) unnamed(k entryKey, kind uint32) {
+	if !e.active.Load() {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	w := e.byID[fileID{k.dir.dev, k.dir.ino}]
+	if w == nil {
+		return
+	}
+	if _, is := w.past[k.name]; !is {
+		if e.past == maxPast {
+			return
+		}
+		e.past++
+	}
+	if w.past == nil {
+		w.past = map[string]uint32{}
+	}
+	w.past[k.name] = kind
+}
+
+// removedLocked notes that a name in w is gone.
+func (e *events) removedLocked(w *watch, name string) {
+	if _, is := w.past[name]; is {
+		delete(w.past, name)
+		e.past--
 	}
 }
 
@@ -395,7 +436,13 @@ func (e *events) own(ev event, kind uint32) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	w := e.byWD[ev.wd]
-	return w != nil && e.ledger.take(change{w.id, ev.name, kind}, ev.mask&unix.IN_ISDIR != 0)
+	if w == nil {
+		return false
+	}
+	if kind == unix.IN_DELETE || kind == unix.IN_MOVED_FROM {
+		e.removedLocked(w, ev.name)
+	}
+	return e.ledger.take(change{w.id, ev.name, kind}, ev.mask&unix.IN_ISDIR != 0)
 }
 
 func (e *events) handle(ev event) {

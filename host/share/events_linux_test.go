@@ -64,7 +64,7 @@ func upTo(t *testing.T, lines <-chan string, last string) []string {
 // Events that the host's kernel had no room for are made up for by looking.
 func TestRescan(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"kept", "changed", "removed", "replaced"} {
+	for _, name := range []string{"kept", "changed", "removed", "replaced", "forgotten"} {
 		check(t, os.WriteFile(dir+"/"+name, []byte("x"), 0o644))
 	}
 	tree, lines := told(t)
@@ -76,6 +76,8 @@ func TestRescan(t *testing.T) {
 	for _, name := range []string{"kept", "changed", "removed", "replaced"} {
 		lookup(t, tree.server, root, name)
 	}
+	forgotten, _ := lookup(t, tree.server, root, "forgotten")
+	tree.server.fs().Forget(forgotten, 1)
 	time.Sleep(5 * clockSlack) // that the changes are later than what is there
 	since := time.Now()
 	check(t, os.WriteFile(dir+"/changed", []byte("y"), 0o644))
@@ -84,11 +86,29 @@ func TestRescan(t *testing.T) {
 	check(t, os.WriteFile(dir+"/replacing", nil, 0o644))
 	check(t, os.Rename(dir+"/replacing", dir+"/replaced"))
 	upTo(t, lines, "RENAME replacingreplaced")
+	e := tree.server.fs().events
+	past := func() (names int) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.past
+	}
+	if got := past(); got != 1 {
+		t.Errorf("%d names are remembered, want one", got)
+	}
+	check(t, os.Remove(dir+"/forgotten"))
+	upTo(t, lines, "DELETE forgotten")
+	if got := past(); got != 0 {
+		t.Errorf("%d names are remembered that were removed", got)
+	}
+	p, err := tree.server.fs().node(root)
+	check(t, err)
+	e.unnamed(entryKey{p, "forgotten"}, unix.S_IFREG) // as if that had been lost
+	tree.server.fs().put(p)
 	tree.server.fs().events.rescan(since)
 	check(t, os.Mkdir(dir+"/last", 0o755))
 	got := upTo(t, lines, "CREATE last")
 	slices.Sort(got)
-	want := []string{"CREATE last", "CREATE new", "CREATE replaced", "DELETE removed", "DELETE replaced", "MODIFY changed"}
+	want := []string{"CREATE last", "CREATE new", "CREATE replaced", "DELETE forgotten", "DELETE removed", "DELETE replaced", "MODIFY changed"}
 	if !slices.Equal(got, want) {
 		t.Errorf("told %q, want %q", got, want)
 	}

@@ -51,9 +51,15 @@ func (e *events) rescan(since time.Time) {
 	}
 	e.f.table.mu.Unlock()
 	var dirs []*node
+	past := map[*node]map[string]uint32{}
 	e.mu.Lock()
 	for _, w := range e.byWD {
-		dirs = append(dirs, w.nodes...)
+		for _, n := range w.nodes {
+			dirs = append(dirs, n)
+			past[n] = w.past
+		}
+		e.past -= len(w.past)
+		w.past = nil // what is there still is noted again
 	}
 	e.mu.Unlock()
 	r := rescan{e, since}
@@ -63,6 +69,7 @@ func (e *events) rescan(since time.Time) {
 		}
 		if p, err := e.f.node(n.id); err == nil && p != nil {
 			if p.isDir() {
+				r.past(p, past[p])
 				r.dir(p, known[p])
 			} else {
 				r.file(p)
@@ -107,6 +114,20 @@ func (r rescan) file(n *node) {
 	var st unix.Statx_t
 	if unix.Statx(n.fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS, &st) == nil && r.later(st.Ctime) {
 		r.tell(&op{kind: proto.Replay_MODIFY, mode: n.kind, dir: n})
+	}
+}
+
+// past does it for names in a directory that the guest knew.
+func (r rescan) past(p *node, names map[string]uint32) {
+	for name, kind := range names {
+		var st unix.Stat_t
+		if err := fstatat(p.fd, name, &st); err == nil {
+			r.unnamed(entryKey{p, name}, kind)
+		} else if n := r.f.seen(p, name); n != nil { // known again
+			r.f.put(n)
+		} else {
+			r.tell(&op{kind: proto.Replay_DELETE, mode: kind, dir: p, name: name})
+		}
 	}
 }
 

@@ -82,6 +82,16 @@ type table struct {
 	// forgotten is told of what may be watched and has left the table, once mu is
 	// free. Optional.
 	forgotten func(*node)
+	// unnamed is told of names that have left the table with their node, and may
+	// be there on the host still, once mu is free. Optional.
+	unnamed func(entryKey, uint32)
+	names   []lostName
+}
+
+// lostName is a name, and the kind (S_IFMT bits) of what had it.
+type lostName struct {
+	entryKey
+	kind uint32
 }
 
 // entryKey is a name in a directory.
@@ -102,9 +112,12 @@ func newTable(maxFiles int) *table {
 // unlock ends a change. The last close of a file that has no name any more
 // frees its blocks, so it must not keep others from the table.
 func (t *table) unlock() {
-	dead, lost := t.dead, t.lost
-	t.dead, t.lost = nil, nil
+	dead, lost, names := t.dead, t.lost, t.names
+	t.dead, t.lost, t.names = nil, nil, nil
 	t.mu.Unlock()
+	for _, k := range names {
+		t.unnamed(k.entryKey, k.kind)
+	}
 	for _, n := range lost {
 		t.forgotten(n)
 	}
@@ -293,6 +306,9 @@ func (t *table) settle(n *node) {
 		t.unname(n)
 		if n.parent = nil; p != nil {
 			p.kids--
+			if t.unnamed != nil {
+				t.names = append(t.names, lostName{entryKey{p, n.name}, n.kind})
+			}
 		}
 		n = p
 	}

@@ -12,7 +12,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -310,5 +312,77 @@ git add -A && git commit -qm two && git checkout -q one`)
 	}
 	if got := h.sampan(t, "exec", "one", "cat", "/w/code/page"); got != "100\n" {
 		t.Errorf("after the saves the container reads %q", got)
+	}
+}
+
+// What the host's kernel has no room to tell of is counted, shown and looked for:
+// in the end the watcher has the right picture.
+func TestEventOverflow(t *testing.T) {
+	if !nightly() {
+		skip(t, "takes a minute: make nightly runs it")
+	}
+	b, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	room, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHome(t)
+	h.load(t)
+	tools, inotifywait := inotifyTools(t)
+	dir := t.TempDir()
+	for _, name := range []string{"listed", "used", "changed", "replaced"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("old"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.sampan(t, "run", "-d", "--name", "one", "-v", dir+":/w", "-v", tools+":/tools:ro", "busybox", "sleep", "100000")
+	w := h.watch(t, "0", "one", inotifywait, "/w")
+	h.sampan(t, "exec", "one", "cat", "/w/used") // whereby the guest's kernel forgets the name
+	if err := os.WriteFile(filepath.Join(dir, "told"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	seen := look(t, dir)
+	w.until(t, "CREATE /w/told")
+	pid := h.pid(t)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	// Each is made, touched and closed; what follows is lost for sure.
+	cmd := exec.CommandContext(t.Context(), "sh", "-ec", `seq $1 | xargs touch
+rm listed used told; echo new > changed; echo new > replacing; mv replacing replaced; echo x > late`, "sh", strconv.Itoa(room))
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err := errors.Join(err, syscall.Kill(pid, syscall.SIGCONT)); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	there, begin := look(t, dir), time.Now()
+	var lines []string
+	for end := time.After(5 * time.Minute); !maps.Equal(seen, there) || !slices.Contains(lines, "MODIFY /w/changed"); {
+		select {
+		case line := <-w.lines:
+			lines = append(lines, line)
+			seen.update([]string{line})
+		case <-end:
+			for path := range seen {
+				if !there[path] {
+					t.Logf("gone: %s", path)
+				}
+			}
+			t.Fatalf("the watcher takes %d files to be there, and %d are", len(seen), len(there))
+		}
+	}
+	e := h.fileEvents(t)
+	t.Logf("right after %s: %+v", time.Since(begin).Round(time.Millisecond), e)
+	if e.Overflows == 0 {
+		t.Error("no overflow is counted")
+	}
+	if got := h.sampan(t, "machine", "status"); !strings.Contains(got, "overflows") {
+		t.Errorf("machine status shows no overflow:\n%s", got)
+	}
+	if got := h.sampan(t, "exec", "one", "cat", "/w/replaced"); got != "new\n" {
+		t.Errorf("the container reads %q", got)
 	}
 }
