@@ -265,6 +265,19 @@ func (e *events) unnamed(k entryKey, kind uint32) {
 	w.past[k.name] = kind
 }
 
+// removed notes that the guest was told that a name is gone. It may have forgotten
+// the name after its event was read.
+func (e *events) removed(k entryKey) {
+	if k.dir == nil {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if w := e.byID[fileID{k.dir.dev, k.dir.ino}]; w != nil {
+		e.removedLocked(w, k.name)
+	}
+}
+
 // removedLocked notes that a name in w is gone.
 func (e *events) removedLocked(w *watch, name string) {
 	if _, is := w.past[name]; is {

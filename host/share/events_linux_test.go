@@ -497,3 +497,28 @@ func TestLongestReplay(t *testing.T) {
 		t.Errorf("%d bytes, and the agent takes %d", size, proto.MaxReplay)
 	}
 }
+
+// In a flood a file's content is told with its creation, but not the end of
+// writing, nor what comes after a change of the name.
+func TestQueueFolds(t *testing.T) {
+	q, dir := newQueue(), &node{id: 2}
+	push := func(kind proto.Replay_Kind, name string) bool { return q.push(&op{kind: kind, dir: dir, name: name}) }
+	if push(proto.Replay_CREATE, "first"); push(proto.Replay_MODIFY, "first") {
+		t.Error("without a flood a change is told with the creation")
+	}
+	for i := range calm {
+		push(proto.Replay_CREATE, fmt.Sprint(i))
+	}
+	push(proto.Replay_CREATE, "f")
+	for _, c := range []struct {
+		kind   proto.Replay_Kind
+		merged bool
+	}{
+		{proto.Replay_MODIFY, true}, {proto.Replay_ATTRIB, true}, {proto.Replay_WRITTEN, false}, {proto.Replay_DELETE, false},
+		{proto.Replay_ATTRIB, false},
+	} {
+		if got := push(c.kind, "f"); got != c.merged {
+			t.Errorf("%v merged: %v", c.kind, got)
+		}
+	}
+}

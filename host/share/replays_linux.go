@@ -274,6 +274,7 @@ func (f replays) remove(o *op, dir uint64, name string, isDir bool) fuse.Status 
 	n := f.subject(o)
 	defer f.put(n)
 	f.named(n, nil, "")
+	f.events.removed(o.from())
 	if isDir {
 		f.renew(n)
 	}
@@ -310,6 +311,7 @@ func (f replays) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to stri
 	}
 	moved := f.subject(o)
 	defer f.put(moved)
+	f.events.removed(o.from())
 	if o.to == nil {
 		f.named(moved, nil, "")
 		return fuse.OK
