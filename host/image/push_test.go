@@ -10,15 +10,15 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"sampan/host/imagetest"
 )
 
 // compressedLayer is a layer that some compressor made.
@@ -60,11 +60,7 @@ func gnuGzip(t testing.TB, b []byte) v1.Layer {
 
 func pullRemote(t testing.TB, ref string) v1.Image {
 	t.Helper()
-	r, err := name.ParseReference(ref, name.Insecure)
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := remote.Image(r)
+	img, err := imagetest.Pull(ref)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -184,6 +184,16 @@ func Push(ref string, img v1.Image) error {
 	return remote.Write(r, img)
 }
 
+// Pull finds an image at a registry on loopback; its blobs are read when they are
+// asked for.
+func Pull(ref string) (v1.Image, error) {
+	r, err := name.ParseReference(ref, name.Insecure)
+	if err != nil {
+		return nil, err
+	}
+	return remote.Image(r)
+}
+
 // Busybox is an image of Debian's statically linked busybox with all its
 // applets as symbolic links, the usual directories and users.
 func Busybox(cmd ...string) (v1.Image, error) {

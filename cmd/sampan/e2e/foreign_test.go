@@ -16,10 +16,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
@@ -58,11 +56,7 @@ func treeFiles(t *testing.T) [][]imagetest.File {
 // registry, where it must arrive as it was.
 func sameAsOverlay(t *testing.T, h *home, ref, other string) {
 	t.Helper()
-	r, err := name.ParseReference(ref, name.Insecure)
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := remote.Image(r)
+	img, err := imagetest.Pull(ref)
 	if err != nil {
 		t.Fatal(err)
 	}
