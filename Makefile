@@ -63,8 +63,7 @@ dist/root-nginx:
 dist/root-docker:
 	go run ./kernel/mkroot -out $@ docker-cli base-files
 
-# What the nightly tests use through networks: servers with their clients, and
-# Compose.
+# What the nightly tests use through networks: servers with their clients.
 dist/root-apps:
 	go run ./kernel/mkroot -out $@ base-files base-passwd coreutils dash redis-server postgresql bind9-dnsutils
 
@@ -72,11 +71,12 @@ dist/root-apps:
 dist/root-work:
 	go run ./kernel/mkroot -out $@ base-files base-passwd coreutils dash findutils tar git make gcc libc6-dev sqlite3
 
+# Compose, for the tests.
 dist/root-compose:
 	go run ./kernel/mkroot -out $@ docker-compose base-files
 
 # gotestsum names every skipped test with its reason, which go test keeps to itself.
-test: deps build guest dist/root-nginx dist/root-crun dist/root-tini $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
+test: deps build guest dist/root-nginx dist/root-crun dist/root-tini dist/root-compose $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
 	go vet ./...
 	go tool gotestsum --format pkgname -- -count=1 -timeout 40m ./...
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=2s FUZZDIR=./host/image
@@ -84,9 +84,9 @@ test: deps build guest dist/root-nginx dist/root-crun dist/root-tini $(if $(shel
 # All fuzzers for 30 s, images of other tools (as root), and the fault and leak
 # tests in full: every point to be killed at, 100 random
 # kills, 100 prefixes of a disk, 5 minutes of churn, 1,000 replaced programs,
-# 200,000 inodes of a share; redis, postgresql and Compose. SAMPAN_SEED=N repeats
+# 200,000 inodes of a share; redis and postgresql. SAMPAN_SEED=N repeats
 # the random ones.
-NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestKillDaemon|TestFullHostDisk|TestFullDataDisk|TestClock|TestLeaks|TestShare|TestSandbox|TestNetworkLeaks|TestApplications|TestCompose|TestPorts|TestEventFloods|TestEventOverflow
+NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestKillDaemon|TestFullHostDisk|TestFullDataDisk|TestClock|TestLeaks|TestShare|TestSandbox|TestNetworkLeaks|TestApplications|TestPorts|TestEventFloods|TestEventOverflow
 nightly: deps build guest dist/root-nginx dist/root-crun dist/root-tini dist/root-apps dist/root-compose $(if $(shell command -v docker),,dist/root-docker) ## Fuzzers, and the fault and leak tests in full: an hour or two
 	SAMPAN_SHARE_INODES=200000 go test -count=1 -v -run TestManyInodes ./host/share
 	SAMPAN_NIGHTLY=1 SAMPAN_E2E_RUN='$(NIGHTLY)' go test -count=1 -v -timeout 4h \

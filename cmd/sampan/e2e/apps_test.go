@@ -158,9 +158,6 @@ networks:
 
 // The services of a Compose file find each other by name.
 func TestCompose(t *testing.T) {
-	if !nightly() {
-		skip(t, "`make nightly` runs it, which fetches Compose")
-	}
 	onceAsUser(t)
 	h := newHome(t)
 	h.load(t)

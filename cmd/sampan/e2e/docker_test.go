@@ -208,3 +208,19 @@ func TestHomeMode(t *testing.T) {
 		t.Errorf("mode %v, %v", fi.Mode(), err)
 	}
 }
+
+// A program that starts containers for its tests finds Docker where Sampan is. The
+// reaper is off: its image comes from a registry far away.
+func TestTestcontainers(t *testing.T) {
+	onceAsUser(t)
+	h := newHome(t)
+	h.load(t)
+	// Where the tests run in a container themselves, it takes the host for another.
+	h.env = append(h.env, "TESTCONTAINERS_RYUK_DISABLED=true", "TESTCONTAINERS_HOST_OVERRIDE=localhost")
+	if out, err := h.command(t, filepath.Join(files.bin, "testcontainers.test"), "-test.v").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if out := h.sampan(t, "ps", "-aq") + h.sampan(t, "network", "ls", "-q", "-f", "type=custom"); out != "" {
+		t.Errorf("left: %s", out)
+	}
+}

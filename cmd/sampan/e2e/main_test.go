@@ -80,6 +80,12 @@ func prepare() (string, error) {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fail(fmt.Errorf("go build: %w\n%s", err, out))
 	}
+	containers := exec.Command("go", "test", "-c", "-o", filepath.Join(dir, "bin", "testcontainers.test"), ".")
+	containers.Dir = filepath.Join(root, "cmd", "sampan", "e2e", "testcontainers")
+	containers.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := containers.CombinedOutput(); err != nil {
+		return fail(fmt.Errorf("go test -c testcontainers: %w\n%s", err, out))
+	}
 	guest := os.Getenv("SAMPAN_GUEST")
 	if guest == "" {
 		guest = filepath.Join(root, "dist", "guest-"+runtime.GOARCH)
@@ -108,6 +114,8 @@ func prepare() (string, error) {
 		makePosix(root, filepath.Join(dir, "bin")),
 		makeSandbox(root, filepath.Join(dir, "images")),
 		makeNginx(filepath.Join(root, "dist", "root-nginx"), filepath.Join(dir, "images", "nginx.tar")),
+		ownLibraries(filepath.Join(root, "dist", "root-compose"), filepath.Join(dir, "compose"),
+			"usr/libexec/docker/cli-plugins/docker-compose", filepath.Join(dir, "bin", "docker-compose")),
 		prepareNightly(root, dir))
 	if err != nil {
 		return fail(err)
@@ -144,10 +152,7 @@ func prepareNightly(root, dir string) error {
 	if !nightly() {
 		return nil
 	}
-	return errors.Join(
-		makeApps(filepath.Join(root, "dist", "root-apps"), filepath.Join(dir, "images", "apps.tar")),
-		ownLibraries(filepath.Join(root, "dist", "root-compose"), filepath.Join(dir, "compose"),
-			"usr/libexec/docker/cli-plugins/docker-compose", filepath.Join(dir, "bin", "docker-compose")))
+	return makeApps(filepath.Join(root, "dist", "root-apps"), filepath.Join(dir, "images", "apps.tar"))
 }
 
 // repository is the module's folder.
