@@ -51,7 +51,7 @@ func (s *server) diskUsage(w http.ResponseWriter, r *http.Request) error {
 		du.BuildCacheUsage = &build.DiskUsage{}
 	}
 	if old {
-		return answer(w, http.StatusOK, legacyUsage(du))
+		return answer(w, http.StatusOK, legacyUsage(du, clientVersion(r)))
 	}
 	if !boolean(r, "verbose") {
 		if u := du.ImageUsage; u != nil {
@@ -68,16 +68,19 @@ func (s *server) diskUsage(w http.ResponseWriter, r *http.Request) error {
 }
 
 // legacyUsage is the answer before version 1.52 of the API.
-func legacyUsage(du system.DiskUsage) any {
+func legacyUsage(du system.DiskUsage, version string) any {
 	var old struct {
 		LayersSize int64
-		Images     []apiimage.Summary
+		Images     any
 		Containers []container.Summary
 		Volumes    []volume.Volume
 		BuildCache []build.CacheRecord
 	}
 	if u := du.ImageUsage; u != nil {
 		old.LayersSize, old.Images = u.TotalSize, u.Items
+		if less(version, "1.44") {
+			old.Images = withVirtualSize(u.Items)
+		}
 	}
 	if u := du.ContainerUsage; u != nil {
 		old.Containers = u.Items

@@ -57,7 +57,24 @@ func (s *server) imageList(w http.ResponseWriter, r *http.Request) error {
 	if boolean(r, "shared-size") {
 		shareSizes(list, images, s.Images.LayerSizes())
 	}
+	if less(clientVersion(r), "1.44") {
+		return answer(w, http.StatusOK, withVirtualSize(list))
+	}
 	return answer(w, http.StatusOK, list)
+}
+
+// sized is an image of a list before API 1.44, which had its size twice.
+type sized struct {
+	apiimage.Summary
+	VirtualSize int64
+}
+
+func withVirtualSize(list []apiimage.Summary) []sized {
+	out := []sized{}
+	for _, s := range list {
+		out = append(out, sized{s, s.Size})
+	}
+	return out
 }
 
 func summary(img image.Image) apiimage.Summary {

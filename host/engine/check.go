@@ -204,8 +204,10 @@ func checkResources(r *container.Resources) error {
 		return invalid("Invalid value %s for cpuset mems", r.CpusetMems)
 	case r.NanoCPUs < 0:
 		return invalid("invalid CPUs")
-	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
+	case r.NanoCPUs > 0 && r.CPUPeriod > 0:
 		return invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set")
+	case r.NanoCPUs > 0 && r.CPUQuota > 0:
+		return invalid("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
 	}
 	return refuseResources(r)
 }

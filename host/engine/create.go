@@ -129,6 +129,13 @@ func fill(rec *record, img *container.Config) error {
 	if cfg.WorkingDir == "" {
 		cfg.WorkingDir = "/"
 	}
+	// Docker's words for "no limit" and "as it comes" are kept as nothing.
+	if h.PidsLimit != nil && *h.PidsLimit <= 0 {
+		h.PidsLimit = nil
+	}
+	if h.MemorySwappiness != nil && *h.MemorySwappiness == -1 {
+		h.MemorySwappiness = nil
+	}
 	if h.ShmSize == 0 {
 		h.ShmSize = defaultShmSize
 	}

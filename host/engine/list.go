@@ -107,6 +107,13 @@ func (e *Engine) listFilter(o ListOptions) (func(view) bool, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, h := range f["health"] {
+		switch container.HealthStatus(h) {
+		case container.NoHealthcheck, container.Starting, container.Healthy, container.Unhealthy:
+		default:
+			return nil, invalid("Unrecognised filter value for health: %s", h)
+		}
+	}
 	for _, s := range f["status"] {
 		if !slices.Contains([]string{"created", "running", "paused", "restarting", "removing", "exited", "dead"}, s) {
 			return nil, invalid("invalid filter 'status=%s'", s)

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -239,7 +238,7 @@ func (e *Engine) Resize(ctx context.Context, name string, rows, columns uint32) 
 	r := c.run
 	c.mu.Unlock()
 	if r == nil {
-		return conflict("container %s is not running", strings.TrimPrefix(name, "/"))
+		return conflict("Container %s is not running", c.id)
 	}
 	_, err = r.guest.Resize(ctx, &proto.ResizeRequest{Container: c.id, Size: &proto.TerminalSize{Rows: rows, Columns: columns}})
 	if err != nil {
