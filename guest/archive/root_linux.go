@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sampan/guest/symlink"
 )
 
 // Root is a directory that paths can't lead out of.
@@ -101,7 +103,7 @@ func (r *Root) Stat(p string) (Stat, error) {
 	}
 	out := Stat{Name: path.Base(absolute(p)), Size: st.Size, Mode: fileMode(st.Mode), ModTime: time.Unix(st.Mtim.Unix())}
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-		if out.Target, err = r.evaluate(absolute(p)); err != nil {
+		if out.Target, err = symlink.Follow(absolute(p), r.readlink); err != nil {
 			return Stat{}, err
 		}
 	}
@@ -137,39 +139,6 @@ func fileMode(m uint32) fs.FileMode {
 	return mode
 }
 
-// maxLinks bounds a chain of symbolic links.
-const maxLinks = 255
-
-// evaluate follows the links of a path whose end need not exist.
-func (r *Root) evaluate(p string) (string, error) {
-	done, rest := "/", p
-	for links := 0; rest != ""; {
-		var part string
-		part, rest, _ = strings.Cut(strings.TrimLeft(rest, "/"), "/")
-		switch part {
-		case "", ".":
-			continue
-		case "..":
-			done = path.Dir(done)
-			continue
-		}
-		next := path.Join(done, part)
-		target, err := r.readlink(next)
-		if err != nil { // not a link, or not there
-			done = next
-			continue
-		}
-		if links++; links > maxLinks {
-			return "", &fs.PathError{Op: "follow", Path: p, Err: unix.ELOOP}
-		}
-		if path.IsAbs(target) {
-			done = "/"
-		}
-		rest = target + "/" + rest
-	}
-	return done, nil
-}
-
 func (r *Root) readlink(p string) (string, error) {
 	f, err := r.Open(p, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
@@ -191,7 +160,7 @@ func readlinkAt(dir *os.File, name string) (string, error) {
 // Target opens where something is to be mounted, and makes it, with the
 // directories above it, when it isn't there.
 func (r *Root) Target(p string, dir bool) (*os.File, error) {
-	name, err := r.evaluate(absolute(p))
+	name, err := symlink.Follow(absolute(p), r.readlink)
 	if err != nil {
 		return nil, err
 	}

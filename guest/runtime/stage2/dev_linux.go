@@ -7,6 +7,8 @@ import (
 	"path"
 
 	"golang.org/x/sys/unix"
+
+	"sampan/guest/symlink"
 )
 
 // defaultDevices are in every container that has a /dev of its own
@@ -54,7 +56,7 @@ func makeDevices(root *Root) error {
 }
 
 func (d Device) make() error {
-	name, err := resolve(d.Path)
+	name, err := symlink.Follow(d.Path, os.Readlink)
 	if err != nil {
 		return err
 	}

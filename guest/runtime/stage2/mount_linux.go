@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"sampan/guest/symlink"
 )
 
 // readOnlyLast tells whether the mount becomes read-only only after everything
@@ -128,7 +130,7 @@ func fsError(fs int, err error) error {
 
 // makeTarget opens where something is to be mounted, and makes it if needed.
 func makeTarget(dest string, dir bool) (int, error) {
-	name, err := resolve(dest)
+	name, err := symlink.Follow(dest, os.Readlink)
 	if err != nil {
 		return -1, err
 	}
@@ -154,7 +156,7 @@ func makeTarget(dest string, dir bool) (int, error) {
 // openInRoot opens a path whose links are resolved here, so that nobody can
 // put one in meanwhile: a volume may be shared with a running container.
 func openInRoot(dest string) (int, error) {
-	name, err := resolve(dest)
+	name, err := symlink.Follow(dest, os.Readlink)
 	if err != nil {
 		return -1, err
 	}
@@ -164,36 +166,4 @@ func openInRoot(dest string) (int, error) {
 		return -1, &os.PathError{Op: "open", Path: name, Err: err}
 	}
 	return fd, nil
-}
-
-// resolve follows the links of a path whose end need not exist, as the kernel
-// would: also a link to something that isn't there yet.
-func resolve(name string) (string, error) {
-	const maxLinks = 255 // as in the kernel's lookups of a container's life, generous
-	done, rest, links := "/", name, 0
-	for rest != "" {
-		var part string
-		part, rest, _ = strings.Cut(strings.TrimLeft(rest, "/"), "/")
-		switch part {
-		case "", ".":
-			continue
-		case "..":
-			done = path.Dir(done)
-			continue
-		}
-		next := path.Join(done, part)
-		target, err := os.Readlink(next)
-		if err != nil { // not a link, or not there
-			done = next
-			continue
-		}
-		if links++; links > maxLinks {
-			return "", &os.PathError{Op: "resolve", Path: name, Err: unix.ELOOP}
-		}
-		if path.IsAbs(target) {
-			done = "/"
-		}
-		rest = target + "/" + rest
-	}
-	return done, nil
 }

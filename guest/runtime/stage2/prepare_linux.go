@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"sampan/guest/symlink"
 )
 
 // prepare sets up the streams and the working directory in this process, from
@@ -73,7 +75,7 @@ func chownStreams(uid uint32) error {
 
 // makeCwd makes the working directory, as Docker's does for a new container.
 func makeCwd(cwd string) error {
-	name, err := resolve(cwd)
+	name, err := symlink.Follow(cwd, os.Readlink)
 	if err != nil {
 		return err
 	}
