@@ -98,7 +98,7 @@ func newBench(ctx context.Context, bin string) (_ *bench, err error) {
 
 // serve starts the container that the warm rows use.
 func (b *bench) serve(ctx context.Context) error {
-	err := b.do(ctx, "run", "-d", "--name", "server", "-v", b.share+":/share", "-p", fmt.Sprintf("127.0.0.1:%d:80", b.port), "busybox", "httpd", "-f", "-p", "80", "-h", "/share")
+	err := b.do(ctx, "run", "-d", "--name", "server", "-v", b.share+":/share", "-v", "volume:/volume", "-p", fmt.Sprintf("127.0.0.1:%d:80", b.port), "busybox", "httpd", "-f", "-p", "80", "-h", "/share")
 	if err != nil {
 		return err
 	}

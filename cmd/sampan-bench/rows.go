@@ -44,6 +44,7 @@ func (b *bench) rows() []row {
 		{"outwards: a name, asked by `nslookup`", "fork and exec in the guest", "starting nslookup, two questions, four wake-ups", "ms", b.lookup, b.forkExec},
 		{"bind mount: 128 MiB read, not cached in the guest", "the same file read on the host", "FUSE requests of at most 1 MiB", "MiB/s", b.readShare, b.readHost},
 		{"bind mount: 1,000 files written and removed", "the same on the host", "four FUSE requests a file", "ms", b.filesShare, b.filesHost},
+	}, b.volumeRows(), []row{
 		{"vsock: 128 MiB from a container's stdout", "a pipe on the host", "the guest's copy from pipe to vsock", "MiB/s",
 			func(ctx context.Context) (float64, error) {
 				return piped(b.command(ctx, append([]string{"exec", "server"}, zeros...)...))
