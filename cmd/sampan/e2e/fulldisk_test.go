@@ -182,7 +182,12 @@ func TestFullDataDisk(t *testing.T) {
 			t.Errorf("its log: %q", got)
 		}
 		h.sampan(t, "start", name)
-		h.sampan(t, "rm", "-f", name)
+		h.sampan(t, "stop", "-t", "0", name)
+		if i == 0 {
+			h.sampan(t, "container", "prune", "-f")
+		} else {
+			h.sampan(t, "rm", name)
+		}
 	}
 	h.sampan(t, "volume", "rm", "big")
 	h.sampan(t, "rm", "-f", "on")

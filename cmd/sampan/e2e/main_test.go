@@ -152,7 +152,9 @@ func prepareNightly(root, dir string) error {
 	if !nightly() {
 		return nil
 	}
-	return makeApps(filepath.Join(root, "dist", "root-apps"), filepath.Join(dir, "images", "apps.tar"))
+	return errors.Join(
+		makeApps(filepath.Join(root, "dist", "root-apps"), filepath.Join(dir, "images", "apps.tar")),
+		makeWork(filepath.Join(root, "dist", "root-work"), filepath.Join(dir, "images", "work.tar")))
 }
 
 // repository is the module's folder.
