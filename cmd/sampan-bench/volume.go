@@ -9,7 +9,7 @@ import (
 // itself has it: the same work by the same program, without a container.
 func (b *bench) volumeRows() []row {
 	big := fmt.Sprintf("dd if=/dev/zero of=big bs=1M count=%d conv=fsync 2>/dev/null && rm big && sync", bigSize>>20)
-	read := fmt.Sprintf("[ -f read ] || dd if=/dev/zero of=read bs=1M count=%d conv=fsync 2>/dev/null; sync; cat read >/dev/null", bigSize>>20)
+	read := fmt.Sprintf("[ -f read ] || dd if=/dev/zero of=read bs=1M count=%d conv=fsync 2>/dev/null; sync; for i in 1 2 3 4 5 6 7 8; do cat read >/dev/null; done", bigSize>>20)
 	files := fmt.Sprintf(fileScript, "files", smallFiles) + " && sync"
 	line := func(what, script string, amount float64, unit string) row {
 		side := func(where ...string) func(context.Context) (float64, error) {
@@ -26,7 +26,7 @@ func (b *bench) volumeRows() []row {
 	}
 	return []row{
 		line("128 MiB written, synced and removed", big, bigSize>>20, "MiB/s"),
-		line("128 MiB read from the guest's page cache", read, bigSize>>20, "MiB/s"),
+		line("128 MiB read from the guest's page cache", read, 8*bigSize>>20, "MiB/s"),
 		line("1,000 files written, removed and synced", files, 0, "ms"),
 	}
 }
