@@ -86,7 +86,7 @@ test: deps build guest dist/root-nginx dist/root-crun dist/root-tini dist/root-c
 # kills, 100 prefixes of a disk, 5 minutes of churn, 1,000 replaced programs,
 # 200,000 inodes of a share; redis, postgresql, git, make, sqlite. SAMPAN_SEED=N repeats
 # the random ones.
-NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestKillDaemon|TestFullHostDisk|TestFullDataDisk|TestClock|TestLeaks|TestShare|TestSandbox|TestNetworkLeaks|TestApplications|TestRealWork|TestPorts|TestEventFloods|TestEventOverflow
+NIGHTLY := TestKillAtEveryChange|TestKillAtChangesOfRun|TestRandomKills|TestPulledPlug|TestKillDaemon|TestFullHostDisk|TestFullDataDisk|TestClock|TestLeaks|TestShare|TestSandbox|TestNetworkLeaks|TestApplications|TestRealWork|TestPorts|TestEventFloods|TestEventOverflow|TestOracle
 nightly: deps build guest dist/root-nginx dist/root-crun dist/root-tini dist/root-apps dist/root-work dist/root-compose $(if $(shell command -v docker),,dist/root-docker) ## Fuzzers, and the fault and leak tests in full: an hour or two
 	SAMPAN_SHARE_INODES=200000 go test -count=1 -v -run TestManyInodes ./host/share
 	SAMPAN_NIGHTLY=1 SAMPAN_E2E_RUN='$(NIGHTLY)' go test -count=1 -v -timeout 4h \

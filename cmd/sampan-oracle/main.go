@@ -58,15 +58,16 @@ func record(ctx context.Context, root, out string) (err error) {
 	if err := load(ctx, dir, socket); err != nil {
 		return err
 	}
-	r := oracle.Runner{Socket: socket, Dir: dir, Env: os.Environ()}
+	r := oracle.Runner{Socket: socket, Dir: dir, Env: os.Environ(), Done: func(p oracle.Probe, took time.Duration) {
+		fmt.Printf("%s (%s)\n", p.Name, took.Round(time.Second))
+	}}
 	var b strings.Builder
+	texts, err := r.RunAll(ctx, oracle.Probes(), 4)
+	if err != nil {
+		return err
+	}
 	for i, p := range oracle.Probes() {
-		fmt.Println(p.Name)
-		text, err := r.Run(ctx, p, i)
-		if err != nil {
-			return err
-		}
-		b.WriteString(oracle.Section(p.Name, text))
+		b.WriteString(oracle.Section(p.Name, texts[i]))
 	}
 	return os.WriteFile(out, []byte(b.String()), 0o644)
 }

@@ -3,8 +3,8 @@ package e2e_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"sampan/cmd/sampan/e2e/oracle"
@@ -20,28 +20,19 @@ func TestOracle(t *testing.T) {
 	h.record()
 	r := oracle.Runner{Socket: filepath.Join(h.witnessed(), "docker.sock"), Dir: filepath.Dir(h.dir), Env: h.environ()}
 	probes, docker, ours := oracle.Probes(), oracle.Docker(), oracle.Ours()
-	got := make([]string, len(probes))
-	var wg sync.WaitGroup
-	next := make(chan int)
-	for range 3 {
-		wg.Go(func() {
-			for i := range next {
-				var err error
-				if got[i], err = r.Run(t.Context(), probes[i], i); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	for i := range probes {
-		next <- i
-	}
-	close(next)
-	wg.Wait()
 	known := map[string]bool{}
+	for _, p := range probes {
+		known[p.Name] = true
+	}
+	if !nightly() {
+		probes = slices.DeleteFunc(probes, func(p oracle.Probe) bool { return p.Nightly })
+	}
+	got, err := r.RunAll(t.Context(), probes, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
 	all := ""
 	for i, p := range probes {
-		known[p.Name] = true
 		all += oracle.Section(p.Name, got[i])
 		want, recorded := docker[p.Name]
 		e, excepted := ours[p.Name]

@@ -9,7 +9,7 @@
 //
 // probes.txt has probes one after the other:
 //
-//	## name
+//	## name               (nightly) after it: not in every run of the tests
 //	$ COMMAND             run by sh; $P begins the names of the probe's containers
 //	> METHOD PATH [JSON]  a request; the answer's status and message are shown
 //
@@ -30,8 +30,11 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 //go:embed probes.txt
@@ -53,13 +56,16 @@ const timeout = 60 * time.Second
 type Probe struct {
 	Name  string
 	Lines []string
+	// Nightly: it takes too long for every run of the tests.
+	Nightly bool
 }
 
 // Probes are all there are.
 func Probes() []Probe {
 	var list []Probe
 	for _, s := range sections(probes) {
-		list = append(list, Probe{Name: s[0], Lines: strings.Split(strings.TrimSpace(s[1]), "\n")})
+		name, nightly := strings.CutSuffix(s[0], " (nightly)")
+		list = append(list, Probe{Name: name, Nightly: nightly, Lines: strings.Split(strings.TrimSpace(s[1]), "\n")})
 	}
 	return list
 }
@@ -117,6 +123,27 @@ type Runner struct {
 	Socket string
 	Dir    string   // a folder of its own for each probe is made here
 	Env    []string // with the docker client in PATH
+	// Done is told of every probe that has ended; optional.
+	Done func(Probe, time.Duration)
+}
+
+// RunAll runs probes, so many at a time, and returns their transcripts.
+func (r *Runner) RunAll(ctx context.Context, list []Probe, atOnce int) ([]string, error) {
+	out := make([]string, len(list))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(atOnce)
+	for i, p := range list {
+		g.Go(func() error {
+			began := time.Now()
+			var err error
+			out[i], err = r.Run(ctx, p, i)
+			if r.Done != nil {
+				r.Done(p, time.Since(began))
+			}
+			return err
+		})
+	}
+	return out, g.Wait()
 }
 
 // Run runs a probe, removes its containers, and returns its transcript. number
@@ -209,6 +236,9 @@ func (r *Runner) request(ctx context.Context, line string) (string, error) {
 	shown := strings.TrimSpace(string(text))
 	if json.Unmarshal(text, &message) == nil && message.Message != "" {
 		shown = message.Message
+	}
+	if strings.ContainsFunc(shown, func(c rune) bool { return c != '\n' && !strconv.IsPrint(c) }) {
+		shown = strconv.Quote(string(text)) // a stream of frames, or a terminal's
 	}
 	return strings.TrimSpace(fmt.Sprintf("%d %s", resp.StatusCode, shown)) + "\n", nil
 }
