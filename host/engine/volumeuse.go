@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
@@ -180,6 +181,9 @@ func (e *Engine) borrowVolume(ctx context.Context, name string) (*borrowed, erro
 	return b, nil
 }
 
+// recallTimeout bounds the end of all loans of a volume.
+const recallTimeout = 30 * time.Second
+
 // recall ends the loans of a volume that e.volumes has no longer, and waits for
 // their ends.
 func (e *Engine) recall(ctx context.Context, v *volumeRecord) error {
@@ -188,6 +192,10 @@ func (e *Engine) recall(ctx context.Context, v *volumeRecord) error {
 	e.mu.Unlock()
 	for _, l := range loans {
 		l.cancel(conflict("volume %s was removed", v.Name))
+	}
+	ctx, cancel := context.WithTimeout(ctx, recallTimeout)
+	defer cancel()
+	for _, l := range loans {
 		select {
 		case <-l.ended:
 		case <-ctx.Done():

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 
 	"golang.org/x/net/http/httpproxy"
@@ -26,14 +27,18 @@ func (s *Store) Proxies() httpproxy.Config {
 	return p
 }
 
-// masked hides who logs in at a proxy, as Docker does.
+// masked hides who logs in at a proxy, as Docker does; also where the scheme is
+// left out, which means http.
 func masked(proxy string) string {
-	u, err := url.Parse(proxy)
-	if err != nil || u.User == nil {
+	at := strings.LastIndexByte(proxy, '@')
+	if at < 0 {
 		return proxy
 	}
-	u.User = url.UserPassword("xxxxx", "xxxxx")
-	return u.String()
+	scheme, _, ok := strings.Cut(proxy[:at], "://")
+	if !ok {
+		return "xxxxx:xxxxx" + proxy[at:]
+	}
+	return scheme + "://xxxxx:xxxxx" + proxy[at:]
 }
 
 // proxyHosts choose the proxy for a request, and remember which addresses are

@@ -182,7 +182,11 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("%s: plain HTTP is only used for registries on this machine, and those that the configuration calls insecure", req.URL.Host)
 	}
 	resp, err := base.RoundTrip(req)
-	if err != nil && own && g.asked != nil && g.asked.Load() {
+	switch {
+	case !own || g.asked == nil:
+	case err == nil: // it does without
+		g.asked.Store(false)
+	case g.asked.Load() && req.Context().Err() == nil:
 		return nil, fmt.Errorf("%w; %s asks for a certificate, and certs.d has none for it", err, req.URL.Host)
 	}
 	if err == nil && resp.StatusCode == http.StatusProxyAuthRequired {

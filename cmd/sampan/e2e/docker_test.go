@@ -215,6 +215,7 @@ func TestTestcontainers(t *testing.T) {
 	onceAsUser(t)
 	h := newHome(t)
 	h.load(t)
+	h.sampan(t, "run", "--rm", "busybox", "true") // boots
 	// Where the tests run in a container themselves, it takes the host for another.
 	h.env = append(h.env, "TESTCONTAINERS_RYUK_DISABLED=true", "TESTCONTAINERS_HOST_OVERRIDE=localhost")
 	if out, err := h.command(t, filepath.Join(files.bin, "testcontainers.test"), "-test.v").CombinedOutput(); err != nil {

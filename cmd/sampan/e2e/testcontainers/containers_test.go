@@ -20,7 +20,7 @@ import (
 // A server with a file copied into it, in a network with a client; both are gone
 // at the end.
 func TestContainers(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
 	defer cancel()
 	net, err := network.New(ctx)
 	testcontainers.CleanupNetwork(t, net)
