@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/docker/go-units"
@@ -49,7 +50,7 @@ type createFlags struct {
 func (f *createFlags) register(fs *pflag.FlagSet) {
 	fs.SetInterspersed(false)
 	fs.Bool("help", false, "Print usage")
-	listVar(fs, &f.addHosts, "add-host", "", "Add a custom host-to-IP mapping (host:ip)")
+	checkedVar(fs, &f.addHosts, "add-host", "", "Add a custom host-to-IP mapping (host:ip)", checkHost)
 	listVar(fs, &f.capAdd, "cap-add", "", "Add Linux capabilities")
 	listVar(fs, &f.capDrop, "cap-drop", "", "Drop Linux capabilities")
 	fs.StringVar(&f.cgroupns, "cgroupns", "", "Cgroup namespace to use (host|private)")
@@ -57,7 +58,7 @@ func (f *createFlags) register(fs *pflag.FlagSet) {
 	fs.Int64VarP(&f.cpuShares, "cpu-shares", "c", 0, "CPU shares (relative weight)")
 	fs.Var(&f.cpus, "cpus", "Number of CPUs")
 	fs.StringVar(&f.cpuset, "cpuset-cpus", "", "CPUs in which to allow execution (0-3, 0,1)")
-	listVar(fs, &f.dns, "dns", "", "Set custom DNS servers")
+	checkedVar(fs, &f.dns, "dns", "", "Set custom DNS servers", checkAddress)
 	listVar(fs, &f.dnsOptions, "dns-option", "", "Set DNS options")
 	listVar(fs, &f.dnsSearch, "dns-search", "", "Set custom DNS search domains")
 	fs.StringVar(&f.domainname, "domainname", "", "Container NIS domain name")
@@ -95,7 +96,7 @@ func (f *createFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.ssh, "ssh", false, "Give the container the SSH agent of SSH_AUTH_SOCK")
 	fs.StringVar(&f.stopSignal, "stop-signal", "", "Signal to stop the container")
 	fs.IntVar(&f.stopTimeout, "stop-timeout", 0, "Timeout (in seconds) to stop a container")
-	listVar(fs, &f.sysctls, "sysctl", "", "Sysctl options")
+	checkedVar(fs, &f.sysctls, "sysctl", "", "Sysctl options", checkSysctl)
 	listVar(fs, &f.tmpfs, "tmpfs", "", "Mount a tmpfs directory")
 	fs.BoolVarP(&f.tty, "tty", "t", false, "Allocate a pseudo-TTY")
 	fs.Var(&f.ulimits, "ulimit", "Ulimit options")
@@ -156,10 +157,7 @@ func (f *createFlags) config(args []string, getenv func(string) (string, bool)) 
 	if err != nil {
 		return nil, err
 	}
-	stdin, stdout, stderr, err := f.limits.streams(f.interactive)
-	if err != nil {
-		return nil, err
-	}
+	stdin, stdout, stderr := f.limits.streams(f.interactive)
 	cfg := &container.Config{
 		Healthcheck: check,
 
@@ -221,6 +219,16 @@ func (f *createFlags) hostConfig() (*container.HostConfig, error) {
 	if err := f.limits.apply(h); err != nil {
 		return nil, err
 	}
+	switch {
+	case !h.PidMode.Valid():
+		return nil, errors.New("--pid: invalid PID mode")
+	case !h.UTSMode.Valid():
+		return nil, errors.New("--uts: invalid UTS mode")
+	case !h.UsernsMode.Valid():
+		return nil, errors.New("--userns: invalid USER mode")
+	case !h.CgroupnsMode.Valid():
+		return nil, errors.New("--cgroupns: invalid CGROUP mode")
+	}
 	if f.changed("pids-limit") {
 		h.PidsLimit = &f.pidsLimit
 	}
@@ -250,7 +258,13 @@ func parseRestart(s string) (container.RestartPolicy, error) {
 func securityOptions(opts []string) ([]string, error) {
 	out := make([]string, 0, len(opts))
 	for _, o := range opts {
-		key, value, _ := strings.Cut(o, "=")
+		key, value, ok := strings.Cut(o, "=")
+		if !ok && key != "no-new-privileges" {
+			_, value, ok = strings.Cut(o, ":") // as it was written once
+			if !ok || value == "" {
+				return nil, fmt.Errorf("Invalid --security-opt: %q", o) //nolint:staticcheck // Docker's words
+			}
+		}
 		if key == "seccomp" && value != "unconfined" && value != "builtin" {
 			text, err := os.ReadFile(value)
 			if err != nil {
@@ -285,6 +299,31 @@ func extraHosts(hosts []string) ([]string, error) {
 		out = append(out, name+":"+ip)
 	}
 	return out, nil
+}
+
+func checkHost(s string) error {
+	_, err := extraHosts([]string{s})
+	return err
+}
+
+func checkAddress(s string) error {
+	_, err := addresses([]string{s})
+	return err
+}
+
+// namespaced are the sysctls that Docker's client knows to belong to a container,
+// beside those of the network and of message queues.
+var namespaced = []string{
+	"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem",
+	"kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced",
+}
+
+func checkSysctl(s string) error {
+	name, _, ok := strings.Cut(s, "=")
+	if !ok || !slices.Contains(namespaced, name) && !strings.HasPrefix(name, "net.") && !strings.HasPrefix(name, "fs.mqueue.") {
+		return fmt.Errorf("sysctl '%s' is not allowed", s)
+	}
+	return nil
 }
 
 func addresses(list []string) ([]netip.Addr, error) {

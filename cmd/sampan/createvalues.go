@@ -18,14 +18,27 @@ import (
 
 // listVar adds a flag that may be given more than once.
 func listVar(fs *pflag.FlagSet, list *[]string, name, letter, usage string) {
-	fs.VarP(listValue{list}, name, letter, usage)
+	checkedVar(fs, list, name, letter, usage, nil)
 }
 
-type listValue struct{ list *[]string }
+// checkedVar adds one whose values are checked as soon as they are read.
+func checkedVar(fs *pflag.FlagSet, list *[]string, name, letter, usage string, check func(string) error) {
+	fs.VarP(listValue{list, check}, name, letter, usage)
+}
+
+type listValue struct {
+	list  *[]string
+	check func(string) error // optional
+}
 
 func (v listValue) String() string { return "" }
 func (v listValue) Type() string   { return "list" }
 func (v listValue) Set(s string) error {
+	if v.check != nil {
+		if err := v.check(s); err != nil {
+			return err
+		}
+	}
 	*v.list = append(*v.list, s)
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
@@ -24,13 +25,13 @@ type limitFlags struct {
 
 func (f *limitFlags) register(fs *pflag.FlagSet) {
 	listVar(fs, &f.annotations, "annotation", "", "Add an annotation to the container (passed through to the OCI runtime)")
-	listVar(fs, &f.attach, "attach", "a", "Attach to STDIN, STDOUT or STDERR")
+	checkedVar(fs, &f.attach, "attach", "a", "Attach to STDIN, STDOUT or STDERR", checkStream)
 	fs.Uint16Var(&f.blkioWeight, "blkio-weight", 0, "Block IO (relative weight), between 10 and 1000, or 0 to disable")
 	fs.Int64Var(&f.cpuPeriod, "cpu-period", 0, "Limit CPU CFS (Completely Fair Scheduler) period")
 	fs.Int64Var(&f.cpuQuota, "cpu-quota", 0, "Limit CPU CFS (Completely Fair Scheduler) quota")
 	fs.StringVar(&f.cpusetMems, "cpuset-mems", "", "MEMs in which to allow execution (0-3, 0,1)")
 	listVar(fs, &f.devices, "device", "", "Add a device of the virtual machine to the container")
-	listVar(fs, &f.deviceRules, "device-cgroup-rule", "", "Add a rule to the cgroup allowed devices list")
+	checkedVar(fs, &f.deviceRules, "device-cgroup-rule", "", "Add a rule to the cgroup allowed devices list", checkDeviceRule)
 	listVar(fs, &f.labelFiles, "label-file", "", "Read in a line delimited file of labels")
 	fs.BoolVar(&f.oomKillDisable, "oom-kill-disable", false, "Disable OOM Killer")
 	fs.IntVar(&f.oomScoreAdj, "oom-score-adj", 0, "Tune host's OOM preferences (-1000 to 1000)")
@@ -104,8 +105,25 @@ func (f *limitFlags) labels(list []string) (map[string]string, error) {
 	return keyValues(append(all, list...)), nil
 }
 
+func checkStream(s string) error {
+	switch strings.ToLower(s) {
+	case "stdin", "stdout", "stderr":
+		return nil
+	}
+	return errors.New("valid streams are STDIN, STDOUT and STDERR")
+}
+
+var deviceRule = regexp.MustCompile(`^[acb] ([0-9]+|\*):([0-9]+|\*) [rwm]{1,3}$`)
+
+func checkDeviceRule(s string) error {
+	if !deviceRule.MatchString(s) {
+		return fmt.Errorf("invalid device cgroup format '%s'", s)
+	}
+	return nil
+}
+
 // streams are those that a client attaches to: of the options, or all.
-func (f *limitFlags) streams(interactive bool) (stdin, stdout, stderr bool, err error) {
+func (f *limitFlags) streams(interactive bool) (stdin, stdout, stderr bool) {
 	for _, s := range f.attach {
 		switch strings.ToLower(s) {
 		case "stdin":
@@ -114,12 +132,10 @@ func (f *limitFlags) streams(interactive bool) (stdin, stdout, stderr bool, err 
 			stdout = true
 		case "stderr":
 			stderr = true
-		default:
-			return false, false, false, errors.New("valid streams are STDIN, STDOUT and STDERR")
 		}
 	}
 	if len(f.attach) == 0 {
 		stdout, stderr = true, true
 	}
-	return stdin || interactive, stdout, stderr, nil
+	return stdin || interactive, stdout, stderr
 }

@@ -22,6 +22,9 @@ func newRunCommand(a *app) *cobra.Command {
 		Short: "Create and run a new container from an image",
 		Args:  argCount(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if detach && len(f.limits.attach) > 0 {
+				return errors.New("conflicting options: cannot specify both --attach and --detach")
+			}
 			return runError(cmd, func() error {
 				var err error
 				if f.env, err = a.proxies(f.env); err != nil {
@@ -32,9 +35,6 @@ func newRunCommand(a *app) *cobra.Command {
 					return err
 				}
 				if detach {
-					if len(f.limits.attach) > 0 {
-						return errors.New("conflicting options: cannot specify both --attach and --detach")
-					}
 					return a.runDetached(cmd.Context(), &f, req)
 				}
 				return a.runForeground(cmd.Context(), &f, req, session{
