@@ -114,8 +114,7 @@ func prepare() (string, error) {
 		makePosix(root, filepath.Join(dir, "bin")),
 		makeSandbox(root, filepath.Join(dir, "images")),
 		makeNginx(filepath.Join(root, "dist", "root-nginx"), filepath.Join(dir, "images", "nginx.tar")),
-		ownLibraries(filepath.Join(root, "dist", "root-compose"), filepath.Join(dir, "compose"),
-			"usr/libexec/docker/cli-plugins/docker-compose", filepath.Join(dir, "bin", "docker-compose")),
+		composeClient(root, dir),
 		prepareNightly(root, dir))
 	if err != nil {
 		return fail(err)
@@ -135,6 +134,17 @@ func dockerClient(root, bin string) error {
 		return fmt.Errorf("no docker client: run `make test`, which fetches it: %w", err)
 	}
 	return ownLibraries(tree, filepath.Join(filepath.Dir(bin), "docker"), "usr/bin/docker", target)
+}
+
+// composeClient puts Compose into bin, from the package that `make test` has
+// unpacked.
+func composeClient(root, dir string) error {
+	const program = "usr/libexec/docker/cli-plugins/docker-compose"
+	tree := filepath.Join(root, "dist", "root-compose")
+	if _, err := os.Stat(filepath.Join(tree, program)); err != nil {
+		return fmt.Errorf("no Compose: run `make test`, which fetches it: %w", err)
+	}
+	return ownLibraries(tree, filepath.Join(dir, "compose"), program, filepath.Join(dir, "bin", "docker-compose"))
 }
 
 // ownLibraries copies a Debian root, and makes a command that runs a program of
