@@ -24,6 +24,9 @@ func crun(name string) error {
 		return err
 	}
 	dir := filepath.Join("/bundle", name)
+	if err := os.RemoveAll(dir); err != nil { // of a try before
+		return err
+	}
 	if err := os.MkdirAll(filepath.Join(dir, "rootfs"), 0o755); err != nil {
 		return err
 	}
