@@ -26,21 +26,20 @@ func newCreateCommand(a *app) *cobra.Command {
 		Short: "Create a new container",
 		Args:  argCount(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return runError(cmd, func() error {
-				var err error
-				if f.env, err = a.proxies(f.env); err != nil {
-					return err
-				}
-				req, err := f.request(args, os.LookupEnv)
-				if err != nil {
-					return err
-				}
-				id, err := a.createContainer(cmd.Context(), &f, req)
-				if err == nil {
-					fmt.Fprintln(a.out, id)
-				}
-				return err
-			}())
+			var err error
+			if f.env, err = a.proxies(f.env); err != nil {
+				return runError(cmd, err)
+			}
+			req, err := f.request(args, os.LookupEnv)
+			if err != nil {
+				return runError(cmd, err)
+			}
+			// What the daemon refuses is no wrong usage here, as with docker.
+			id, err := a.createContainer(cmd.Context(), &f, req)
+			if err == nil {
+				fmt.Fprintln(a.out, id)
+			}
+			return err
 		},
 	}
 	f.register(cmd.Flags())

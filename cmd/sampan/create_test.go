@@ -200,7 +200,9 @@ func TestCreateRefusals(t *testing.T) {
 		{"-p 99999:1 x", 125, "sampan: invalid hostPort: 99999" + hint},
 		{"-p nohost:1:1 x", 125, "sampan: invalid IP address: nohost" + hint},
 		{"-v :/x x", 125, "sampan: invalid spec: :/x: empty section between colons" + hint},
-		{"-e =a x", 125, "sampan: invalid environment variable: =a" + hint},
+		{"-e =a x", 125, `invalid argument "=a" for "-e, --env" flag: invalid environment variable: =a` + usage},
+		{"-l =a x", 125, `invalid argument "=a" for "-l, --label" flag: invalid label '=a': empty name` + usage},
+		{"--device /a:/b:q x", 125, "sampan: bad mode specified: q" + hint},
 		{"--env-file /nope x", 125, "sampan: open /nope: no such file or directory" + hint},
 		{"--env-file badvars x", 125, "sampan: variable 'a b' contains whitespaces" + hint},
 		{"--pull foo x", 125, `sampan: invalid pull option: 'foo': must be one of "always", "missing" or "never"` + hint},
@@ -241,13 +243,13 @@ func TestCIDFile(t *testing.T) {
 	if got, err := os.ReadFile(cid); err != nil || string(got) != testID {
 		t.Errorf("%q, %v", got, err)
 	}
-	if res := f.run(t, "", "create", "--cidfile", cid, "x"); res.code != 125 || !strings.Contains(res.err, "container ID file found") {
+	if res := f.run(t, "", "create", "--cidfile", cid, "x"); res.code != 1 || !strings.Contains(res.err, "container ID file found") {
 		t.Errorf("a second time: %+v", res)
 	}
 	bad := newFake(t)
 	bad.answer("POST /containers/create", 400, "no")
 	other := cid + "2"
-	if res := bad.run(t, "", "create", "--cidfile", other, "x"); res.code != 125 {
+	if res := bad.run(t, "", "create", "--cidfile", other, "x"); res.code != 1 || res.err != "Error response from daemon: no\n" {
 		t.Errorf("%+v", res)
 	}
 	if _, err := os.Stat(other); !os.IsNotExist(err) {

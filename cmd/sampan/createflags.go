@@ -63,7 +63,7 @@ func (f *createFlags) register(fs *pflag.FlagSet) {
 	listVar(fs, &f.dnsSearch, "dns-search", "", "Set custom DNS search domains")
 	fs.StringVar(&f.domainname, "domainname", "", "Container NIS domain name")
 	fs.StringVar(&f.entrypoint, "entrypoint", "", "Overwrite the default ENTRYPOINT of the image")
-	listVar(fs, &f.env, "env", "e", "Set environment variables")
+	checkedVar(fs, &f.env, "env", "e", "Set environment variables", checkVariable)
 	listVar(fs, &f.envFiles, "env-file", "", "Read in a file of environment variables")
 	listVar(fs, &f.expose, "expose", "", "Expose a port or a range of ports")
 	listVar(fs, &f.groupAdd, "group-add", "", "Add additional groups to join")
@@ -74,7 +74,7 @@ func (f *createFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.init, "init", false, "Run an init inside the container that forwards signals and reaps processes")
 	fs.BoolVarP(&f.interactive, "interactive", "i", false, "Keep STDIN open even if not attached")
 	fs.StringVar(&f.ipc, "ipc", "", "IPC mode to use")
-	listVar(fs, &f.labels, "label", "l", "Set meta data on a container")
+	checkedVar(fs, &f.labels, "label", "l", "Set meta data on a container", checkLabel)
 	fs.StringVar(&f.logDriver, "log-driver", "", "Logging driver for the container")
 	listVar(fs, &f.logOpts, "log-opt", "", "Log driver options")
 	fs.VarP(&f.memory, "memory", "m", "Memory limit")
@@ -165,8 +165,11 @@ func (f *createFlags) config(args []string, getenv func(string) (string, bool)) 
 		Tty: f.tty, OpenStdin: f.interactive,
 		AttachStdin: stdin, AttachStdout: stdout, AttachStderr: stderr,
 		StdinOnce: f.interactive && stdin,
-		Env:       env, Cmd: args[1:], Image: args[0],
+		Env:       env, Image: args[0],
 		Labels: labels, StopSignal: f.stopSignal,
+	}
+	if len(args) > 1 {
+		cfg.Cmd = args[1:]
 	}
 	if f.entrypoint != "" || f.changed("entrypoint") {
 		cfg.Entrypoint = []string{f.entrypoint} // one empty string: without the image's
@@ -247,16 +250,13 @@ func parseRestart(s string) (container.RestartPolicy, error) {
 			return p, errors.New("invalid restart policy format: maximum retry count must be an integer")
 		}
 	}
-	if err := container.ValidateRestartPolicy(p); err != nil {
-		return p, err
-	}
-	return p, nil
+	return p, nil // the daemon knows which there are
 }
 
 // securityOptions replaces a seccomp profile's path by its content: the daemon
 // is not meant to read the user's files.
 func securityOptions(opts []string) ([]string, error) {
-	out := make([]string, 0, len(opts))
+	var out []string
 	for _, o := range opts {
 		key, value, ok := strings.Cut(o, "=")
 		if !ok && key != "no-new-privileges" {
@@ -306,6 +306,20 @@ func checkHost(s string) error {
 	return err
 }
 
+func checkVariable(s string) error {
+	if name, _, _ := strings.Cut(s, "="); name == "" {
+		return fmt.Errorf("invalid environment variable: %s", s)
+	}
+	return nil
+}
+
+func checkLabel(s string) error {
+	if name, _, _ := strings.Cut(s, "="); name == "" {
+		return fmt.Errorf("invalid label '%s': empty name", s)
+	}
+	return nil
+}
+
 func checkAddress(s string) error {
 	_, err := addresses([]string{s})
 	return err
@@ -327,7 +341,7 @@ func checkSysctl(s string) error {
 }
 
 func addresses(list []string) ([]netip.Addr, error) {
-	var out []netip.Addr
+	out := []netip.Addr{}
 	for _, s := range list {
 		ip, err := netip.ParseAddr(s)
 		if err != nil {

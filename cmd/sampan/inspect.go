@@ -74,6 +74,9 @@ func (a *app) inspect(ctx context.Context, names []string, format string, get in
 		}
 		found = append(found, obj.raw)
 	}
+	if t != nil && len(found) == 0 {
+		fmt.Fprintln(a.out) // Docker's writes a line of each, and one of none
+	}
 	switch format {
 	case "":
 		text, err := indented(found)
@@ -94,20 +97,27 @@ func (a *app) inspect(ctx context.Context, names []string, format string, get in
 // inspectTemplate knows the library's names of fields (.ID), and those of the
 // JSON (.Id).
 func (a *app) inspectTemplate(t *template.Template, obj inspected) error {
-	var b bytes.Buffer
-	if errTyped := execute(&b, t, obj.typed); errTyped != nil {
-		var loose any
+	var typed bytes.Buffer
+	errTyped := execute(&typed, t, obj.typed)
+	out := typed.Bytes()
+	// An address that isn't there is "" in the JSON only.
+	if errTyped != nil || bytes.Contains(out, []byte("invalid IP")) || bytes.Contains(out, []byte("invalid Prefix")) {
+		var decoded any
 		dec := json.NewDecoder(bytes.NewReader(obj.raw))
 		dec.UseNumber()
-		if err := dec.Decode(&loose); err != nil {
+		if err := dec.Decode(&decoded); err != nil {
 			return err
 		}
-		b.Reset()
-		if err := execute(&b, t.Option("missingkey=error"), loose); err != nil {
+		var loose bytes.Buffer
+		err := execute(&loose, t.Option("missingkey=error"), decoded)
+		switch {
+		case err == nil:
+			out = loose.Bytes()
+		case errTyped != nil:
 			return fmt.Errorf("template parsing error: %w", errors.Unwrap(errTyped))
 		}
 	}
-	_, err := a.out.Write(b.Bytes())
+	_, err := a.out.Write(out)
 	return err
 }
 

@@ -56,9 +56,7 @@ func (f *limitFlags) apply(h *container.HostConfig) error {
 	h.DeviceCgroupRules, h.VolumesFrom, h.VolumeDriver = f.deviceRules, f.volumesFrom, f.volumeDriver
 	h.BlkioWeight, h.CPUPeriod, h.CPUQuota, h.CpusetMems = f.blkioWeight, f.cpuPeriod, f.cpuQuota, f.cpusetMems
 	h.UsernsMode, h.OomScoreAdj = container.UsernsMode(f.userns), f.oomScoreAdj
-	if f.oomKillDisable {
-		h.OomKillDisable = &f.oomKillDisable
-	}
+	h.OomKillDisable = &f.oomKillDisable
 	return nil
 }
 
@@ -79,6 +77,9 @@ func parseDevice(s string) (container.DeviceMapping, error) {
 		}
 	case 3:
 		m.PathInContainer, m.CgroupPermissions = parts[1], parts[2]
+		if !isPermissions(parts[2]) {
+			return m, fmt.Errorf("bad mode specified: %s", parts[2])
+		}
 	}
 	if len(parts) > 3 || s == "" || !isPermissions(m.CgroupPermissions) {
 		return m, fmt.Errorf("invalid device specification: %s", s)

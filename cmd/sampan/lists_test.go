@@ -122,6 +122,7 @@ func TestDisplayPorts(t *testing.T) {
 func TestInspect(t *testing.T) {
 	f := newFake(t)
 	f.answer("GET /containers/c/json", 200, `{"Id":"abc","State":{"Running":true,"ExitCode":0},"Novel":{"x":7}}`)
+	f.answer("GET /containers/n/json", 200, `{"Id":"n","NetworkSettings":{"Networks":{"none":{"IPAddress":""}}}}`)
 	f.answer("GET /containers/{id}/json", 404, "No such container: i")
 	f.answer("GET /images/i/json", 200, `{"Id":"sha256:1"}`)
 	f.answer("GET /images/{id}/json", 404, "No such image: i")
@@ -134,6 +135,8 @@ func TestInspect(t *testing.T) {
 		{[]string{"inspect", "-f", "{{.ID}} {{.State.Running}}", "c"}, result{0, "abc true\n", ""}},
 		{[]string{"inspect", "-f", "{{.Id}} {{.Novel.x}}", "c"}, result{0, "abc 7\n", ""}},
 		{[]string{"inspect", "-f", "{{.Id}}", "i", "c"}, result{0, "sha256:1\nabc\n", ""}},
+		{[]string{"inspect", "-f", "{{.Id}}", "gone"}, result{1, "\n", "Error: No such object: gone\n"}},
+		{[]string{"inspect", "-f", "{{range .NetworkSettings.Networks}}<{{.IPAddress}}>{{end}}", "n"}, result{0, "<>\n", ""}},
 		{[]string{"inspect", "gone"}, result{1, "[]\n", "Error: No such object: gone\n"}},
 		{[]string{"inspect", "--type", "image", "gone"}, result{1, "[]\n", "Error response from daemon: No such image: i\n"}},
 		{[]string{"inspect", "-f", "{{", "c"}, result{64, "", "template parsing error: template: :1: unclosed action\n"}},
@@ -157,6 +160,7 @@ func TestSeveral(t *testing.T) {
 	}
 	f.answer("POST /containers/a/wait", 200, `{"StatusCode":7}`)
 	f.answer("POST /containers/b/wait", 404, "No such container: b")
+	f.answer("POST /containers/b/rename", 404, "No such container: b")
 	const gone = "Error response from daemon: No such container: b\n"
 	tests := []struct {
 		args    string
@@ -169,6 +173,7 @@ func TestSeveral(t *testing.T) {
 		{"rm -v b a", result{1, "a\n", gone}, "DELETE /containers/a?v=1"},
 		{"rm -f -v b a", result{0, "a\n", gone}, "DELETE /containers/a?force=1&v=1"},
 		{"start b a", result{1, "a\n", gone + "Error: failed to start containers: b\n"}, "POST /containers/a/start"},
+		{"rename b a", result{1, "", gone + "Error: failed to rename container named b\n"}, "POST /containers/b/rename?name=a"},
 		{"wait b a", result{1, "7\n", gone}, "POST /containers/a/wait?condition=not-running"},
 	}
 	for _, tt := range tests {

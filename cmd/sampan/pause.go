@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"text/tabwriter"
@@ -45,12 +46,17 @@ func newRenameCommand(a *app) *cobra.Command {
 		Short: "Rename a container",
 		Args:  argCount(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if strings.TrimSpace(args[0]) == "" || strings.TrimSpace(args[1]) == "" {
+				return errors.New("Error: Neither old nor new names may be empty") //nolint:staticcheck // Docker's words
+			}
 			docker, err := a.docker(cmd.Context())
 			if err != nil {
 				return err
 			}
-			_, err = docker.ContainerRename(cmd.Context(), args[0], client.ContainerRenameOptions{NewName: args[1]})
-			return err
+			if _, err := docker.ContainerRename(cmd.Context(), args[0], client.ContainerRenameOptions{NewName: args[1]}); err != nil {
+				return fmt.Errorf("%s\nError: failed to rename container named %s", plainText(err), args[0])
+			}
+			return nil
 		},
 	}
 }
