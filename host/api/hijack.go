@@ -93,19 +93,19 @@ func (h *hijacked) stdin(tty bool, keys []byte) io.Reader {
 	return term.NewEscapeProxy(h.in, keys)
 }
 
-func detachKeys(s string) ([]byte, error) {
+func detachKeys(what, s string) ([]byte, error) {
 	if s == "" {
 		return defaultDetachKeys, nil
 	}
 	keys, err := term.ToBytes(s)
 	if err != nil {
-		return nil, invalid("Invalid detach keys (%s) provided", s)
+		return nil, invalid("Invalid %s keys (%s) provided", what, s)
 	}
 	return keys, nil
 }
 
 func (s *server) containerAttach(w http.ResponseWriter, r *http.Request) error {
-	keys, err := detachKeys(r.FormValue("detachKeys"))
+	keys, err := detachKeys("detach", r.FormValue("detachKeys"))
 	if err != nil {
 		return err
 	}
@@ -144,7 +144,7 @@ func (s *server) execCreate(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(w, r, &req); err != nil {
 		return err
 	}
-	if _, err := detachKeys(req.DetachKeys); err != nil {
+	if _, err := detachKeys("escape", req.DetachKeys); err != nil {
 		return err
 	}
 	id, err := s.Engine.ExecCreate(r.PathValue("name"), req)
@@ -179,7 +179,7 @@ func (s *server) execStart(w http.ResponseWriter, r *http.Request) error {
 	if req.Detach {
 		return s.Engine.ExecStart(r.Context(), id, req, nil, nil)
 	}
-	keys, err := detachKeys(s.Engine.ExecDetachKeys(id))
+	keys, err := detachKeys("escape", s.Engine.ExecDetachKeys(id))
 	if err != nil {
 		return err
 	}

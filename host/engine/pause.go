@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"google.golang.org/grpc/codes"
@@ -152,6 +153,9 @@ func (e *Engine) Update(ctx context.Context, name string, u container.UpdateConf
 	}
 	h := *old
 	if err := merge(&h, u); err != nil {
+		if errdefs.IsConflict(err) {
+			return none, conflict("Cannot update container %s: %s", c.id, err)
+		}
 		return none, err
 	}
 	if err := e.checkCPUs(&h.Resources); err != nil {

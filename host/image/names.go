@@ -12,7 +12,7 @@ import (
 func parseName(ref string) (reference.Named, error) {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, &classed{text: "invalid reference format", class: ErrInvalid, cause: err}
+		return nil, &classed{text: err.Error(), class: ErrInvalid, cause: err}
 	}
 	if canonical, ok := named.(reference.Canonical); ok {
 		// Of "name:tag@digest" the digest decides.

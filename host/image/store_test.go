@@ -44,7 +44,7 @@ func TestGet(t *testing.T) {
 			t.Errorf("%s: got %v, want %s", ref, err, want)
 		}
 	}
-	if _, err := s.Get("Not A Name"); !errors.Is(err, ErrInvalid) || err.Error() != "invalid reference format" {
+	if _, err := s.Get("Not A Name"); !errors.Is(err, ErrInvalid) || err.Error() != "invalid reference format: repository name (library/Not A Name) must be lowercase" {
 		t.Errorf("got %v", err)
 	}
 }
