@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -28,16 +29,17 @@ var packages = []string{"docker.io", "containerd", "runc", "iptables"}
 func main() {
 	root := flag.String("root", "", "a `folder` with the packages unpacked; default: they are fetched")
 	out := flag.String("out", "cmd/sampan/e2e/oracle/transcript.txt", "the `file` to write")
+	missing := flag.Bool("missing", false, "ask only what has not been asked yet")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := record(ctx, *root, *out); err != nil {
+	if err := record(ctx, *root, *out, *missing); err != nil {
 		fmt.Fprintln(os.Stderr, "record:", err)
 		os.Exit(1)
 	}
 }
 
-func record(ctx context.Context, root, out string) (err error) {
+func record(ctx context.Context, root, out string, missing bool) (err error) {
 	dir, err := os.MkdirTemp("", "oracle")
 	if err != nil {
 		return err
@@ -61,13 +63,21 @@ func record(ctx context.Context, root, out string) (err error) {
 	r := oracle.Runner{Socket: socket, Dir: dir, Env: os.Environ(), Done: func(p oracle.Probe, took time.Duration) {
 		fmt.Printf("%s (%s)\n", p.Name, took.Round(time.Second))
 	}}
-	var b strings.Builder
-	texts, err := r.RunAll(ctx, oracle.Probes(), 4)
+	known := map[string]string{}
+	if missing {
+		known = oracle.Docker()
+	}
+	probes := slices.DeleteFunc(oracle.Probes(), func(p oracle.Probe) bool { return known[p.Name] != "" })
+	texts, err := r.RunAll(ctx, probes, 4)
 	if err != nil {
 		return err
 	}
-	for i, p := range oracle.Probes() {
-		b.WriteString(oracle.Section(p.Name, texts[i]))
+	for i, p := range probes {
+		known[p.Name] = texts[i]
+	}
+	var b strings.Builder
+	for _, p := range oracle.Probes() {
+		b.WriteString(oracle.Section(p.Name, known[p.Name]))
 	}
 	return os.WriteFile(out, []byte(b.String()), 0o644)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -21,7 +22,8 @@ type rotation struct {
 // parseRotation reads the options of the json-file driver.
 func parseRotation(c container.LogConfig) (rotation, error) {
 	r := rotation{files: 1}
-	for name, value := range c.Config {
+	for _, name := range slices.Sorted(maps.Keys(c.Config)) { // of several wrong ones the same is named each time
+		value := c.Config[name]
 		switch name {
 		case "max-size":
 			n, err := units.FromHumanSize(value)

@@ -3,7 +3,6 @@ package e2e_test
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -11,56 +10,61 @@ import (
 )
 
 // Sampan does with every probe what dockerd did, but for the exceptions that are
-// listed with their reasons. With SAMPAN_ORACLE=FILE what Sampan does is written
-// to that file.
+// listed with their reasons: asked by the docker client, and by its own CLI. With
+// SAMPAN_ORACLE=FILE what they show is written to FILE and FILE.sampan.
 func TestOracle(t *testing.T) {
 	onceAsUser(t)
 	h := newHome(t)
 	h.load(t)
 	h.record()
+	var probes []oracle.Probe
+	for _, p := range oracle.Probes() {
+		if p.Nightly && !nightly() {
+			continue
+		}
+		probes = append(probes, p)
+		if p.Sampan || nightly() {
+			p.Program = "sampan"
+			probes = append(probes, p)
+		}
+	}
 	r := oracle.Runner{Socket: filepath.Join(h.witnessed(), "docker.sock"), Dir: filepath.Dir(h.dir), Env: h.environ()}
-	probes, docker, ours := oracle.Probes(), oracle.Docker(), oracle.Ours()
-	known := map[string]bool{}
-	for _, p := range probes {
-		known[p.Name] = true
-	}
-	if !nightly() {
-		probes = slices.DeleteFunc(probes, func(p oracle.Probe) bool { return p.Nightly })
-	}
 	got, err := r.RunAll(t.Context(), probes, 3)
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := ""
+	docker, ours, cli := oracle.Docker(), oracle.Ours(), oracle.CLI()
+	all := map[string]string{}
 	for i, p := range probes {
-		all += oracle.Section(p.Name, got[i])
-		want, recorded := docker[p.Name]
-		e, excepted := ours[p.Name]
-		switch {
-		case !recorded:
-			t.Errorf("%s: not recorded (go run ./cmd/sampan-oracle)", p.Name)
-		case excepted && e.Transcript == want:
-			t.Errorf("%s: an exception that is none", p.Name)
-		case excepted && e.Reason == "":
-			t.Errorf("%s: an exception without a reason", p.Name)
-		case excepted:
-			want = e.Transcript
-			fallthrough
-		default:
-			// Docker begins its errors with small letters since version 23.
-			if !strings.EqualFold(got[i], want) {
-				t.Errorf("%s:\n%s\nwant:\n%s", p.Name, got[i], want)
-			}
+		all[p.Program] += oracle.Section(p.Name, got[i])
+		name := strings.TrimSpace(p.Name + " " + p.Program)
+		want := except(t, name, docker[p.Name], ours, p.Name)
+		if p.Program != "" {
+			want = except(t, name, want, cli, p.Name)
 		}
-	}
-	for name := range ours {
-		if !known[name] {
-			t.Errorf("an exception for %q, which is no probe", name)
+		// Docker begins its errors with small letters since version 23.
+		if !strings.EqualFold(got[i], want) {
+			t.Errorf("%s:\n%s\nwant:\n%s", name, got[i], want)
 		}
 	}
 	if file := os.Getenv("SAMPAN_ORACLE"); file != "" {
-		if err := os.WriteFile(file, []byte(all), 0o644); err != nil {
-			t.Error(err)
+		for program, text := range all {
+			if err := os.WriteFile(strings.TrimSuffix(file+"."+program, "."), []byte(text), 0o644); err != nil {
+				t.Error(err)
+			}
 		}
 	}
+}
+
+// except is the transcript that is expected of a probe, which may be an exception.
+func except(t *testing.T, name, want string, list map[string]oracle.Exception, probe string) string {
+	t.Helper()
+	e, excepted := list[probe]
+	if !excepted {
+		return want
+	}
+	if strings.EqualFold(e.Transcript, want) {
+		t.Errorf("%s: an exception that is none", name)
+	}
+	return e.Transcript
 }

@@ -9,11 +9,16 @@
 //
 // probes.txt has probes one after the other:
 //
-//	## name               (nightly) after it: not in every run of the tests
+//	## name               (nightly) after it: not in every run of the tests;
+//	                      (sampan): Sampan's own CLI goes through it in every run,
+//	                      and not by night only
 //	$ COMMAND             run by sh; $P begins the names of the probe's containers
 //	> METHOD PATH [JSON]  a request; the answer's status and message are shown
 //
-// and the functions "events NAME" (what has happened to a container since the
+// Sampan's own CLI takes docker's place in the same commands, and is compared with
+// the same transcripts, or with the exceptions in cli.txt.
+//
+// There are the functions "events NAME" (what has happened to a container since the
 // probe's begin) and "until_ COMMAND" (repeats it until it succeeds).
 package oracle
 
@@ -46,6 +51,9 @@ var transcript string
 //go:embed ours.txt
 var ours string
 
+//go:embed cli.txt
+var cli string
+
 // Version of the API that everything is asked by: the oldest that both speak.
 const Version = "1.41"
 
@@ -58,14 +66,20 @@ type Probe struct {
 	Lines []string
 	// Nightly: it takes too long for every run of the tests.
 	Nightly bool
+	// Sampan: its CLI has something of its own to do in it.
+	Sampan bool
+	// Program that takes docker's place in the commands; optional.
+	Program string
 }
 
 // Probes are all there are.
 func Probes() []Probe {
 	var list []Probe
 	for _, s := range sections(probes) {
-		name, nightly := strings.CutSuffix(s[0], " (nightly)")
-		list = append(list, Probe{Name: name, Nightly: nightly, Lines: strings.Split(strings.TrimSpace(s[1]), "\n")})
+		p := Probe{Lines: strings.Split(strings.TrimSpace(s[1]), "\n")}
+		p.Name, p.Sampan = strings.CutSuffix(s[0], " (sampan)")
+		p.Name, p.Nightly = strings.CutSuffix(p.Name, " (nightly)")
+		list = append(list, p)
 	}
 	return list
 }
@@ -83,9 +97,14 @@ func Docker() map[string]string {
 type Exception struct{ Reason, Transcript string }
 
 // Ours are the exceptions, by the probe's name.
-func Ours() map[string]Exception {
+func Ours() map[string]Exception { return exceptions(ours) }
+
+// CLI are the exceptions that only Sampan's own CLI makes.
+func CLI() map[string]Exception { return exceptions(cli) }
+
+func exceptions(file string) map[string]Exception {
 	out := map[string]Exception{}
-	for _, s := range sections(ours) {
+	for _, s := range sections(file) {
 		var e Exception
 		for line := range strings.Lines(s[1]) {
 			if text, ok := strings.CutPrefix(line, "# "); ok && e.Transcript == "" {
@@ -164,7 +183,7 @@ func (r *Runner) Run(ctx context.Context, p Probe, number int) (string, error) {
 		text := ""
 		switch {
 		case strings.HasPrefix(line, "$ "):
-			text = r.command(ctx, env, dir, line[2:])
+			text = p.renamed(r.command(ctx, env, dir, p.command(line[2:])))
 		case strings.HasPrefix(line, "> "):
 			if text, err = r.request(ctx, strings.ReplaceAll(line[2:], "$P", prefix)); err != nil {
 				return "", fmt.Errorf("probe %s: %s: %w", p.Name, line, err)
@@ -174,15 +193,37 @@ func (r *Runner) Run(ctx context.Context, p Probe, number int) (string, error) {
 		}
 		b.WriteString(normal(text, prefix))
 	}
-	r.command(ctx, env, dir, `docker rm -fv $(docker ps -aq -f "name=^/$P") >/dev/null 2>&1`)
+	r.command(ctx, env, dir, prelude+`docker rm -fv $(docker ps -aq -f "name=^/$P") >/dev/null 2>&1`)
 	return b.String(), nil
+}
+
+// program finds the client's name in a command.
+var program = regexp.MustCompile(`\bdocker\b`)
+
+// command is a line's, with the functions, for the program that runs it.
+func (p *Probe) command(line string) string {
+	line = prelude + line
+	if p.Program != "" {
+		line = program.ReplaceAllString(line, p.Program)
+	}
+	return line
+}
+
+// renamed is what the program has put out, with docker's name where a program
+// writes its own.
+func (p *Probe) renamed(text string) string {
+	if p.Program == "" {
+		return text
+	}
+	own := regexp.MustCompile(`(?m)(^[12]\| |Usage:  |\t|['"\x60])` + p.Program + `( |:)`)
+	return own.ReplaceAllString(text, "${1}docker${2}")
 }
 
 // command runs a line and shows what it put out and how it ended.
 func (r *Runner) command(ctx context.Context, env []string, dir, line string) string {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "sh", "-c", prelude+line)
+	cmd := exec.CommandContext(ctx, "sh", "-c", line)
 	cmd.Env, cmd.Dir, cmd.WaitDelay = env, dir, time.Second
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
