@@ -94,6 +94,9 @@ func (e *Engine) sizes(ctx context.Context, rec *record, boot bool) (rw, root in
 	}
 	defer b.end()
 	res, err := b.guest.Changes(b.ctx, &proto.ChangesRequest{Files: b.files, SizeOnly: true})
+	if b.ctx.Err() != nil && ctx.Err() == nil { // it was removed meanwhile
+		return 0, 0, notFound("No such container: %s", rec.Name)
+	}
 	if err != nil {
 		return 0, 0, errors.New("size of container " + rec.Name + ": " + message(err))
 	}
