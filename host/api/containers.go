@@ -154,12 +154,15 @@ func (s *server) containerResize(w http.ResponseWriter, r *http.Request) error {
 
 // size reads h and w.
 func size(r *http.Request) (rows, columns uint32, err error) {
-	for key, p := range map[string]*uint32{"h": &rows, "w": &columns} {
-		n, err := strconv.ParseUint(r.FormValue(key), 10, 32)
+	for _, f := range []struct {
+		key string
+		to  *uint32
+	}{{"h", &rows}, {"w", &columns}} {
+		n, err := strconv.ParseUint(r.FormValue(f.key), 10, 32)
 		if err != nil {
-			return 0, 0, invalid("invalid terminal size %s=%q", key, r.FormValue(key))
+			return 0, 0, invalid("invalid terminal size %s=%q", f.key, r.FormValue(f.key))
 		}
-		*p = uint32(n)
+		*f.to = uint32(n)
 	}
 	return rows, columns, nil
 }
