@@ -119,6 +119,7 @@ type fakeGuest struct {
 	transfers    map[string]net.Conn
 	freezeErr    error  // of Freeze
 	beforeFreeze func() // optional
+	measuring    func() // optional: told that Changes waits for the end of its context
 }
 
 // heard notes what was told of a network.
@@ -389,7 +390,12 @@ func (g *fakeGuest) Remove(_ context.Context, req *proto.RemoveRequest) (*proto.
 }
 
 // Changes finds that each container has written a thousand bytes.
-func (g *fakeGuest) Changes(context.Context, *proto.ChangesRequest) (*proto.ChangesResponse, error) {
+func (g *fakeGuest) Changes(ctx context.Context, _ *proto.ChangesRequest) (*proto.ChangesResponse, error) {
+	if f := g.measuring; f != nil {
+		f()
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	return &proto.ChangesResponse{Size: 1000}, nil
 }
 

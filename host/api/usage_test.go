@@ -1,9 +1,14 @@
 package api_test
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"sampan/host/engine"
 )
 
 func TestPause(t *testing.T) {
@@ -83,6 +88,33 @@ func TestStats(t *testing.T) {
 		t.Errorf("stream and one-shot: %d %s", code, body)
 	}
 	d.refused("No such container: nope", "stats", "--no-stream", "nope")
+}
+
+// A container that is removed while its size is asked for is left out.
+func TestSizeOfRemoved(t *testing.T) {
+	d := start(t)
+	d.ok("run", "--name", "aa", "img", "echo")
+	asked := make(chan struct{})
+	d.machine.running().measuring = func() { close(asked) }
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	got := make(chan error, 1)
+	go func() {
+		list, err := d.engine.List(ctx, engine.ListOptions{All: true, Size: true})
+		if err == nil && len(list) != 0 {
+			err = fmt.Errorf("found %v", list)
+		}
+		got <- err
+	}()
+	select {
+	case <-asked:
+	case err := <-got:
+		t.Fatalf("not asked: %v", err)
+	}
+	d.ok("rm", "aa")
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestUpdate(t *testing.T) {
