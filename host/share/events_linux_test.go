@@ -225,6 +225,15 @@ func TestStamps(t *testing.T) {
 		t.Error("while the guest writes, a mode that the host sets is the guest's")
 	}
 	l.worked(s, &host, content, false)
+	// A folder's ctime moves with each name that the guest makes in it.
+	dir := unix.Stat_t{Dev: 1, Ino: 4, Mode: unix.S_IFDIR | 0o700, Ctim: unix.Timespec{Sec: 6}}
+	l.worked(l.work(fileID{1, 4}, attributes), &dir, attributes, true)
+	if dir.Ctim.Sec++; !l.changed(&dir) {
+		t.Error("a folder in which the guest has made something since is not the guest's")
+	}
+	if dir.Mode = unix.S_IFDIR | 0o755; l.changed(&dir) {
+		t.Error("a folder's mode that the host set is the guest's")
+	}
 }
 
 // A change of content that waits takes up the next; one of a name parts them.

@@ -183,7 +183,8 @@ func (l *ledger) wrote(st *unix.Stat_t) bool {
 }
 
 // changed tells whether a file has the attributes that the guest has left. What
-// else the guest does to it, by which ctime moves, is in the ledger too.
+// else the guest does to it, by which ctime moves, is in the ledger too; but not
+// that it makes names in a folder, so of one ctime tells nothing.
 func (l *ledger) changed(st *unix.Stat_t) bool {
 	s := l.files[fileID{uint64(st.Dev), st.Ino}]
 	switch {
@@ -192,7 +193,8 @@ func (l *ledger) changed(st *unix.Stat_t) bool {
 	case s.busy != (busy{}):
 		return true
 	}
-	return s.ctime == st.Ctim && s.mode == st.Mode && s.uid == st.Uid && s.gid == st.Gid
+	dir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	return (dir || s.ctime == st.Ctim) && s.mode == st.Mode && s.uid == st.Uid && s.gid == st.Gid
 }
 
 // purge drops what can't have an event any more, as a round has found nothing to
