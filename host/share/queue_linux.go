@@ -226,9 +226,11 @@ func (e *events) session() (met bool, err error) {
 	in := bufio.NewReader(stream)
 	limited := protodelim.UnmarshalOptions{MaxSize: proto.MaxReplay}
 	var hello proto.Replayed
+	inTime := context.AfterFunc(ctx, closeStream)
 	if err := limited.UnmarshalFrom(in, &hello); err != nil {
 		return false, err
 	}
+	inTime()
 	e.thread.Store(hello.Thread)
 	e.calmed()
 	ended := make(chan error, 1)
