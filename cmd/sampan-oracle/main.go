@@ -56,7 +56,7 @@ func record(ctx context.Context, root, out string, missing bool) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stop()) }()
+	defer func() { err = errors.Join(err, stop(), unmount(dir)) }()
 	if err := load(ctx, dir, socket); err != nil {
 		return err
 	}
@@ -147,6 +147,19 @@ func serve(ctx context.Context, dir, root, socket string) (stop func() error, er
 			return nil, errors.Join(errors.New("dockerd does not answer"), stop())
 		}
 	}
+}
+
+// unmount takes away the network namespace that dockerd leaves behind once it has run
+// a container on the host's network; else its folder can't be removed.
+func unmount(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, "exec", "netns", "*"))
+	if err != nil || len(left) == 0 {
+		return err
+	}
+	if text, err := exec.Command("umount", left...).CombinedOutput(); err != nil {
+		return fmt.Errorf("umount: %w: %s", err, text)
+	}
+	return nil
 }
 
 func docker(ctx context.Context, socket string, args ...string) *exec.Cmd {
