@@ -49,6 +49,9 @@ func TestFullBacklog(t *testing.T) {
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("with a full backlog: %v, want to wait", err)
 	}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 { // first, and then conn
 		nfd, _, err := unix.Accept(fd)
 		if err != nil {

@@ -73,16 +73,18 @@ const (
 	// fullWait bounds how long a connection waits while as many as the socket's
 	// server allows are waiting for it to accept them.
 	fullWait = 10 * time.Second
-	// fullPause is between two attempts: the kernel tells nobody when there is room
-	// again but whoever blocks in connect, which can't be ended.
-	fullPause = 10 * time.Millisecond
+	// fullPause is between the first two attempts, and doubles up to maxFullPause:
+	// the kernel tells nobody when there is room again but whoever blocks in
+	// connect, which can't be ended.
+	fullPause    = 10 * time.Millisecond
+	maxFullPause = 200 * time.Millisecond
 )
 
 // dial connects to the socket. Cancelling ctx ends the attempt.
 func (t *target) dial(ctx context.Context) (*net.UnixConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, fullWait)
 	defer cancel()
-	for {
+	for pause := fullPause; ; pause = min(2*pause, maxFullPause) {
 		conn, err := t.try()
 		if err == nil || !errors.Is(err, unix.EAGAIN) {
 			return conn, err
@@ -90,7 +92,7 @@ func (t *target) dial(ctx context.Context) (*net.UnixConn, error) {
 		select {
 		case <-ctx.Done():
 			return nil, err
-		case <-time.After(fullPause):
+		case <-time.After(pause):
 		}
 	}
 }
