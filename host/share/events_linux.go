@@ -452,10 +452,11 @@ func (e *events) own(ev event, kind uint32) bool {
 	if w == nil {
 		return false
 	}
-	if kind == unix.IN_DELETE || kind == unix.IN_MOVED_FROM {
-		e.removedLocked(w, ev.name)
+	own := e.ledger.take(change{w.id, ev.name, kind}, ev.mask&unix.IN_ISDIR != 0)
+	if own && (kind == unix.IN_DELETE || kind == unix.IN_MOVED_FROM) {
+		e.removedLocked(w, ev.name) // else when the guest has been told
 	}
-	return e.ledger.take(change{w.id, ev.name, kind}, ev.mask&unix.IN_ISDIR != 0)
+	return own
 }
 
 func (e *events) handle(ev event) {

@@ -97,9 +97,15 @@ func TestRescan(t *testing.T) {
 	}
 	check(t, os.Remove(dir+"/forgotten"))
 	upTo(t, lines, "DELETE forgotten")
-	if got := past(); got != 0 {
-		t.Errorf("%d names are remembered that were removed", got)
+	check(t, os.WriteFile(dir+"/answered", nil, 0o644)) // told after the answer
+	upTo(t, lines, "CREATE answered")
+	for end := time.Now().Add(10 * time.Second); past() != 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d names are remembered that were removed", past())
+		}
 	}
+	check(t, os.Remove(dir+"/answered"))
+	upTo(t, lines, "DELETE answered")
 	p, err := tree.server.fs().node(root)
 	check(t, err)
 	e.unnamed(entryKey{p, "forgotten"}, unix.S_IFREG) // as if that had been lost
@@ -111,6 +117,44 @@ func TestRescan(t *testing.T) {
 	want := []string{"CREATE last", "CREATE new", "CREATE replaced", "DELETE forgotten", "DELETE removed", "DELETE replaced", "MODIFY changed"}
 	if !slices.Equal(got, want) {
 		t.Errorf("told %q, want %q", got, want)
+	}
+}
+
+// A name that the guest has forgotten is remembered until its removal is told, as
+// that may be lost.
+func TestForgottenIsLost(t *testing.T) {
+	dir := t.TempDir()
+	check(t, os.WriteFile(dir+"/forgotten", nil, 0o644))
+	tree, lines := told(t)
+	export, err := tree.Export(dir, false)
+	check(t, err)
+	defer export.Close()
+	initServer(t, tree.server)
+	root, _ := lookup(t, tree.server, 1, export.Name())
+	forgotten, _ := lookup(t, tree.server, root, "forgotten")
+	tree.server.fs().Forget(forgotten, 1)
+	check(t, os.WriteFile(dir+"/there", nil, 0o644))
+	upTo(t, lines, "CREATE there")
+	e := tree.server.fs().events
+	ev := event{name: "forgotten", mask: unix.IN_DELETE}
+	is := func() (known bool) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		for wd, w := range e.byWD {
+			if _, is := w.past["forgotten"]; is {
+				ev.wd, known = wd, true
+			}
+		}
+		return known
+	}
+	if !is() {
+		t.Fatal("the name isn't remembered")
+	}
+	if e.own(ev, unix.IN_DELETE) { // read, and then the op is lost
+		t.Fatal("the host's removal is the guest's")
+	}
+	if !is() {
+		t.Error("a name is no longer remembered before the guest is told that it is gone")
 	}
 }
 

@@ -319,6 +319,11 @@ func (e *events) answered(r *proto.Replayed) {
 	}
 	held, o.over = o.subject, true
 	e.queue.done(o)
+	if o.dir != nil && (o.kind == proto.Replay_DELETE || o.kind == proto.Replay_RENAME) {
+		if w := e.byID[fileID{o.dir.dev, o.dir.ino}]; w != nil {
+			e.removedLocked(w, o.name)
+		}
+	}
 	e.signal() // there is room for another
 	if len(e.queue.waiting) < calm {
 		e.calmed()

@@ -1,6 +1,7 @@
 package share
 
 import (
+	"maps"
 	"os"
 	"time"
 
@@ -56,10 +57,8 @@ func (e *events) rescan(since time.Time) {
 	for _, w := range e.byWD {
 		for _, n := range w.nodes {
 			dirs = append(dirs, n)
-			past[n] = w.past
+			past[n] = maps.Clone(w.past)
 		}
-		e.past -= len(w.past)
-		w.past = nil // what is there still is noted again
 	}
 	e.mu.Unlock()
 	r := rescan{e, since}
@@ -125,6 +124,7 @@ func (r rescan) past(p *node, names map[string]uint32) {
 			r.unnamed(entryKey{p, name}, kind)
 		} else if n := r.f.seen(p, name); n != nil { // known again
 			r.f.put(n)
+			r.removed(entryKey{p, name})
 		} else {
 			r.tell(&op{kind: proto.Replay_DELETE, mode: kind, dir: p, name: name})
 		}
