@@ -93,3 +93,5 @@ require (
 )
 
 tool gotest.tools/gotestsum
+
+ignore ./dist
