@@ -154,11 +154,11 @@ func (g *Guest) modules() error {
 	}
 	go func() {
 		defer close(g.later)
-		if err := processors(off); err != nil {
-			g.log.Warn(err.Error())
-		}
 		if g.lerr = loadModules(later, 1); g.lerr == nil {
 			g.lerr = setSysctls("/proc/sys", lateSysctls) // there only now
+		}
+		if err := processors(off); err != nil {
+			g.log.Warn(err.Error())
 		}
 	}()
 	return nil

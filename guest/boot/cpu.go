@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sampan/guest/network"
 	containers "sampan/guest/runtime"
 )
 
@@ -24,10 +25,10 @@ const holdDir = cgroupRoot + "/hold"
 // translator (seen in 7.2) now and then keeps on another processor what was there
 // in between: the kernel dies of a breakpoint ("int3") that it has long taken
 // away. So what patches code that runs often comes before: the boot's modules (the
-// balloon patches the allocator of pages), quotas (the scheduler) and device
-// programs.
+// balloon patches the allocator of pages), quotas (the scheduler), device programs
+// and the firewall's hooks (everything that sends or receives).
 func processors(off []string) error {
-	return errors.Join(holdQuota(holdDir), containers.HoldDevices(holdDir), onlineCPUs(off))
+	return errors.Join(holdQuota(holdDir), containers.HoldDevices(holdDir), network.HoldHooks(), onlineCPUs(off))
 }
 
 // offlineCPUs are the processors that the kernel was told to leave alone, as the

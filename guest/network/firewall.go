@@ -1,6 +1,7 @@
 package network
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -137,6 +138,25 @@ func replaceTable(p *policy) error {
 		}
 	}
 	return replace(c, &nftables.Table{Family: nftables.TableFamilyINet, Name: "sampan"}, guestChains(p), maps...)
+}
+
+// HoldHooks makes a table that does nothing, and so has the kernel look at the
+// firewall's hooks for good: it patches what sends and receives when the first
+// chain of a hook comes, and again when the last one goes; see guest/boot. A chain
+// of NAT has all hooks but that of forwarding.
+func HoldHooks() error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: "hold"}
+	if err := replace(c, table, []chain{
+		{spec: nftables.Chain{Name: "nat", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource}},
+		{spec: nftables.Chain{Name: "forward", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter}},
+	}); err != nil {
+		return fmt.Errorf("hold the firewall's hooks: %w", err)
+	}
+	return nil
 }
 
 func guestChains(p *policy) []chain {

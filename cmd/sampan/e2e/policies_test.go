@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -92,5 +93,38 @@ func TestLogDriversAndOOM(t *testing.T) {
 	out := h.must(t, "docker", "events", "--since", since, "--until", time.Now().Format(time.RFC3339Nano), "-f", "container=greedy", "--format", "{{.Action}}")
 	if !strings.Contains(out, "start\noom\ndie\n") {
 		t.Errorf("events: %q", out)
+	}
+	h.muchOutput(t)
+}
+
+// muchOutput has a container write a gigabyte by night, else a sixteenth of it: the
+// daemon and the agent keep no more of it than of a kilobyte.
+func (h *home) muchOutput(t *testing.T) {
+	const kilobyte = "busybox yes $(busybox printf %01023d 7) | busybox head -n "
+	lines := 64 << 10
+	if nightly() {
+		lines = 1 << 20
+	}
+	write := func(lines int) use {
+		h.sampan(t, "run", "--name", "writes", "-d", "--log-opt", "max-size=1m", "busybox", "sh", "-c", kilobyte+strconv.Itoa(lines))
+		if out := h.sampan(t, "wait", "writes"); out != "0\n" {
+			t.Errorf("exit code %q after %d KiB of output", out, lines)
+		}
+		u := h.use(t)
+		if out := h.sampan(t, "logs", "--tail", "1", "writes"); len(out) != 1024 {
+			t.Errorf("the last of %d lines has %d bytes", lines, len(out))
+		}
+		h.sampan(t, "rm", "writes")
+		return u
+	}
+	little, much := write(1), write(lines)
+	t.Logf("after 1 KiB of output, and after %d: %+v, %+v", lines, little, much)
+	// What a collection of garbage may leave, and buffers of their full size.
+	const more = 16 << 20
+	if d := much.DaemonMemory - little.DaemonMemory; d > more {
+		t.Errorf("the daemon has %d MiB more", d>>20)
+	}
+	if d := much.AgentMemory - little.AgentMemory; d > more/2 {
+		t.Errorf("the agent has %d MiB more", d>>20)
 	}
 }
