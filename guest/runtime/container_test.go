@@ -359,11 +359,11 @@ func TestContainerLimits(t *testing.T) {
 	r := newRuntime(t)
 	spec := dockerSpec(t, "sh", "-c", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.weight; (true); echo forked $?")
 	spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: ptr[int64](16 << 20)}
-	spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: ptr[int64](100)}
+	spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: ptr[int64](1)}
 	spec.Linux.Resources.CPU = &specs.LinuxCPU{Quota: ptr[int64](50000), Period: ptr[uint64](100000), Shares: ptr[uint64](1024)}
 	spec.Process.Args = []string{"cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu.weight"}
 	out, code := run(t, r, config(t, spec))
-	if out != "16777216\n100\n50000 100000\n100\n" || code != 0 {
+	if out != "16777216\n1\n50000 100000\n100\n" || code != 0 {
 		t.Errorf("code %d, limits %q", code, out)
 	}
 }

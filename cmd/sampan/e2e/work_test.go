@@ -302,6 +302,6 @@ func (h *home) serveChanges(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		serves(10*time.Second, text) // a second, where the machine has nothing else to do
+		serves(time.Second, text) // the promise
 	}
 }
