@@ -63,23 +63,19 @@ func record(ctx context.Context, root, out string, missing bool) (err error) {
 	r := oracle.Runner{Socket: socket, Dir: dir, Env: os.Environ(), Done: func(p oracle.Probe, took time.Duration) {
 		fmt.Printf("%s (%s)\n", p.Name, took.Round(time.Second))
 	}}
-	known := map[string]string{}
-	if missing {
-		known = oracle.Docker()
-	}
-	probes := slices.DeleteFunc(oracle.Probes(), func(p oracle.Probe) bool { return known[p.Name] != "" })
-	texts, err := r.RunAll(ctx, probes, 4)
-	if err != nil {
-		return err
-	}
+	known := oracle.Docker() // a probe that fails keeps what it has
+	probes := slices.DeleteFunc(oracle.Probes(), func(p oracle.Probe) bool { return missing && known[p.Name] != "" })
+	texts, errs := r.RunAll(ctx, probes, 4)
 	for i, p := range probes {
-		known[p.Name] = texts[i]
+		if errs[i] == nil {
+			known[p.Name] = texts[i]
+		}
 	}
 	var b strings.Builder
 	for _, p := range oracle.Probes() {
 		b.WriteString(oracle.Section(p.Name, known[p.Name]))
 	}
-	return os.WriteFile(out, []byte(b.String()), 0o644)
+	return errors.Join(append(errs, os.WriteFile(out, []byte(b.String()), 0o644))...)
 }
 
 // unpack fetches the packages.

@@ -146,27 +146,28 @@ type Runner struct {
 	Done func(Probe, time.Duration)
 }
 
-// RunAll runs probes, so many at a time, and returns their transcripts.
-func (r *Runner) RunAll(ctx context.Context, list []Probe, atOnce int) ([]string, error) {
-	out := make([]string, len(list))
-	g, ctx := errgroup.WithContext(ctx)
+// RunAll runs probes, so many at a time, and returns their transcripts, and the
+// error of each that has none: one doesn't end the others.
+func (r *Runner) RunAll(ctx context.Context, list []Probe, atOnce int) ([]string, []error) {
+	out, errs := make([]string, len(list)), make([]error, len(list))
+	var g errgroup.Group
 	g.SetLimit(atOnce)
 	for i, p := range list {
 		g.Go(func() error {
 			began := time.Now()
-			var err error
-			out[i], err = r.Run(ctx, p, i)
+			out[i], errs[i] = r.Run(ctx, p, i)
 			if r.Done != nil {
 				r.Done(p, time.Since(began))
 			}
-			return err
+			return nil
 		})
 	}
-	return out, g.Wait()
+	_ = g.Wait() // the errors are the probes'
+	return out, errs
 }
 
-// Run runs a probe, removes its containers, and returns its transcript. number
-// keeps the names of its containers apart from others'.
+// Run runs a probe, removes its containers, however it ends, and returns its
+// transcript. number keeps the names of its containers apart from others'.
 func (r *Runner) Run(ctx context.Context, p Probe, number int) (string, error) {
 	prefix := fmt.Sprintf("p%dx", number)
 	dir, err := os.MkdirTemp(r.Dir, "probe")
@@ -177,6 +178,7 @@ func (r *Runner) Run(ctx context.Context, p Probe, number int) (string, error) {
 	env := append(append([]string{}, r.Env...),
 		"DOCKER_HOST=unix://"+r.Socket, "DOCKER_API_VERSION="+Version, "DOCKER_CONFIG="+dir,
 		"P="+prefix, fmt.Sprintf("BEGIN=%d.%09d", time.Now().Unix(), time.Now().Nanosecond()))
+	defer r.command(context.WithoutCancel(ctx), env, dir, prelude+`docker rm -fv $(docker ps -aq -f "name=^/$P") >/dev/null 2>&1`)
 	var b strings.Builder
 	for _, line := range p.Lines {
 		b.WriteString(line + "\n")
@@ -193,7 +195,6 @@ func (r *Runner) Run(ctx context.Context, p Probe, number int) (string, error) {
 		}
 		b.WriteString(normal(text, prefix))
 	}
-	r.command(ctx, env, dir, prelude+`docker rm -fv $(docker ps -aq -f "name=^/$P") >/dev/null 2>&1`)
 	return b.String(), nil
 }
 

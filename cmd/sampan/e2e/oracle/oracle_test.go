@@ -1,6 +1,8 @@
 package oracle
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -49,5 +51,28 @@ func TestProgram(t *testing.T) {
 	}
 	if got := (&Probe{}).renamed(in); got != in {
 		t.Errorf("got %s", got)
+	}
+}
+
+// A probe that can't be asked has an error of its own, with its name; the others
+// have their transcripts, and nothing is left of either.
+func TestFailingProbe(t *testing.T) {
+	dir := t.TempDir()
+	r := Runner{Socket: filepath.Join(dir, "nosuch.sock"), Dir: dir, Env: os.Environ()}
+	got, errs := r.RunAll(t.Context(), []Probe{
+		{Name: "asks", Lines: []string{"> GET /_ping"}},
+		{Name: "says", Lines: []string{"$ echo said; exit 3"}},
+		{Name: "means nothing", Lines: []string{"x"}},
+	}, 1)
+	if want := "$ echo said; exit 3\n1| said\n= 3\n"; got[1] != want || errs[1] != nil {
+		t.Errorf("got %q, %v", got[1], errs[1])
+	}
+	for i, name := range map[int]string{0: "probe asks: ", 2: "probe means nothing: "} {
+		if got[i] != "" || errs[i] == nil || !strings.HasPrefix(errs[i].Error(), name) {
+			t.Errorf("got %q, %v; want an error of %q", got[i], errs[i], name)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "probe*")); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %q, %v", left, err)
 	}
 }
