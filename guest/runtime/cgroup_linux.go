@@ -19,16 +19,21 @@ import (
 // cgroup is a container's control group (v2).
 type cgroup struct {
 	path string
-	// late are settings that would hurt stage 2, which needs a few threads and
-	// a few MiB; they are made right before the process is let go.
+	// late are settings that would hurt stage 2, which needs time and a few MiB;
+	// they are made right before the process is let go.
 	late []setting
+	// pids is the limit of processes, "" for none. Stage 2 sets it, at the last
+	// moment: it has several threads.
+	pids string
 }
 
 // setting is a value to write to one of a cgroup's files.
 type setting struct{ file, value string }
 
 // lateFiles are those whose limits stage 2 could exceed.
-var lateFiles = []string{"pids.max", "memory.max", "memory.high", "memory.swap.max", "cpu.max"}
+var lateFiles = []string{"memory.max", "memory.high", "memory.swap.max", "cpu.max"}
+
+const pidsFile = "pids.max"
 
 // newCgroup makes a cgroup without limits. Its name means nothing: it may exist
 // before its container does.
@@ -43,10 +48,15 @@ func (r *Runtime) newCgroup() (*cgroup, error) {
 // configure sets the limits, but for the late ones, and the devices.
 func (c *cgroup) configure(settings []setting, devices *deviceCache, resources *specs.LinuxResources) error {
 	for _, s := range settings {
-		if slices.Contains(lateFiles, s.file) {
+		switch {
+		case s.file == pidsFile:
+			c.pids = s.value
+		case slices.Contains(lateFiles, s.file):
 			c.late = append(c.late, s)
-		} else if err := c.write(s); err != nil {
-			return err
+		default:
+			if err := c.write(s); err != nil {
+				return err
+			}
 		}
 	}
 	if resources == nil {
@@ -63,6 +73,14 @@ func (c *cgroup) write(s setting) error {
 		return fmt.Errorf("set %s to %q: %w", s.file, s.value, err)
 	}
 	return nil
+}
+
+// pidsMax opens the file for the limit of processes; nil when there is no limit.
+func (c *cgroup) pidsMax() (*os.File, error) {
+	if c.pids == "" {
+		return nil, nil
+	}
+	return os.OpenFile(filepath.Join(c.path, pidsFile), os.O_WRONLY, 0)
 }
 
 // limit makes the late settings.

@@ -357,14 +357,47 @@ func TestContainerInit(t *testing.T) {
 
 func TestContainerLimits(t *testing.T) {
 	r := newRuntime(t)
-	spec := dockerSpec(t, "sh", "-c", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.weight; (true); echo forked $?")
+	spec := dockerSpec(t, "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu.weight")
 	spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: ptr[int64](16 << 20)}
 	spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: ptr[int64](1)}
 	spec.Linux.Resources.CPU = &specs.LinuxCPU{Quota: ptr[int64](50000), Period: ptr[uint64](100000), Shares: ptr[uint64](1024)}
-	spec.Process.Args = []string{"cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu.weight"}
 	out, code := run(t, r, config(t, spec))
 	if out != "16777216\n1\n50000 100000\n100\n" || code != 0 {
 		t.Errorf("code %d, limits %q", code, out)
+	}
+}
+
+// TestContainerOneProcess: a limit of one process is enough for one, however
+// busy the processors are, and for no more.
+func TestContainerOneProcess(t *testing.T) {
+	r := newRuntime(t)
+	for range 2 {
+		start(t, r, dockerSpec(t, "sh", "-c", "while :; do :; done"), nil)
+	}
+	one := func(args ...string) Config {
+		spec := dockerSpec(t, args...)
+		spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: ptr[int64](1)}
+		return config(t, spec)
+	}
+	for i := range *guestExecs / 20 {
+		if out, code := run(t, r, one("cat", "/sys/fs/cgroup/pids.max")); out != "1\n" || code != 0 {
+			t.Fatalf("run %d ended with %d: %q", i, code, out)
+		}
+	}
+	if out, code := run(t, r, one("sh", "-c", "(true); echo forked")); !strings.Contains(out, "can't fork") || code == 0 {
+		t.Errorf("two processes: code %d, %q", code, out)
+	}
+	for range 2 {
+		c, err := r.Create(t.Context(), one("/bin/noformat"), Stdio{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Process().Start(); !errors.Is(err, ErrNotExecutable) {
+			t.Errorf("a program that can't be executed: %v", err)
+		}
+		if err := c.Destroy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -41,7 +41,8 @@ func (r *Runtime) launch(attr *syscall.SysProcAttr, mounts ...string) (*stage, e
 	pid, err := r.opts.Children.Start(func() (int, error) {
 		// Not os.StartProcess, which would first fork a probe of its own.
 		pid, _, err := syscall.StartProcess(r.opts.Stage2, append([]string{stage2.Name}, mounts...), &syscall.ProcAttr{
-			Env:   []string{"GOMAXPROCS=1"},
+			// Both so that it starts no thread at the wrong time (stage2's limitProcesses).
+			Env:   []string{"GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1"},
 			Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), null.Fd(), theirs.Fd()}, // stage2.ControlFD
 			Sys:   attr,
 		})
@@ -191,10 +192,16 @@ func (s *stage) during(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { s.conn.SetDeadline(time.Unix(1, 0)) })
 }
 
-func (s *stage) send(kind string) error {
-	m := stage2.Message{Kind: kind}
-	if _, err := s.conn.Write(m.Encode()); err != nil {
-		return fmt.Errorf("send %q to stage 2: %w", kind, err)
+func (s *stage) send(kind string) error { return s.tell(stage2.Message{Kind: kind}, nil) }
+
+// tell sends a message, with a file unless it's nil.
+func (s *stage) tell(m stage2.Message, f *os.File) error {
+	var rights []byte
+	if f != nil {
+		rights = unix.UnixRights(int(f.Fd()))
+	}
+	if _, _, err := s.conn.WriteMsgUnix(m.Encode(), rights, nil); err != nil {
+		return fmt.Errorf("send %q to stage 2: %w", m.Kind, err)
 	}
 	return nil
 }

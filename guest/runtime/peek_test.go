@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var guestExecs = flag.Int("guest.execs", 60, "execs that TestContainerPeek looks at; nightly 1000")
+var guestExecs = flag.Int("guest.execs", 60, "execs that TestContainerPeek looks at, and 20 times the runs of TestContainerOneProcess; nightly 1000")
 
 // peekName is what the test binary is called in the container that looks.
 const peekName = "/peek"

@@ -86,7 +86,7 @@ func (p *Process) Start() error {
 func (p *Process) startFirst(s *stage) error {
 	err := p.cgroup.limit()
 	if err == nil {
-		err = s.send("start")
+		err = p.letGo(s)
 	}
 	if err == nil {
 		_, _, err = s.receive()
@@ -97,6 +97,18 @@ func (p *Process) startFirst(s *stage) error {
 	}
 	s.kill()
 	return err
+}
+
+// letGo tells stage 2 to start, and which limit to set first.
+func (p *Process) letGo(s *stage) error {
+	f, err := p.cgroup.pidsMax()
+	if err != nil {
+		return err
+	}
+	if f != nil {
+		defer f.Close()
+	}
+	return s.tell(stage2.Message{Kind: "start", Pids: p.cgroup.pids}, f)
 }
 
 // startExec lets the exec's stage 2 fork. The fork is a child of this process:

@@ -208,6 +208,7 @@ func (m *Message) code(c *coder) {
 	c.string(&m.Kind)
 	number(c, &m.Pid)
 	number(c, &m.More)
+	c.string(&m.Pids)
 	c.string(&m.Err)
 	c.string(&m.Class)
 }

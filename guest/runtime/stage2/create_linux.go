@@ -63,11 +63,18 @@ func create(plan *Plan, c control) error {
 		return err
 	}
 	t.closeMaster()
-	if err := c.await("start"); err != nil {
+	start, fds, err := c.receive("start")
+	if err != nil {
 		return err
 	}
 	if err := pr.lookUp(p); err != nil {
 		return err
+	}
+	if start.Pids != "" {
+		if len(fds) != 1 {
+			return fmt.Errorf("limit of processes with %d files to write it to", len(fds))
+		}
+		pr.limitProcesses(fds[0], start.Pids)
 	}
 	if t != nil {
 		pr.controllingTerminal()

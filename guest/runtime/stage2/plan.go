@@ -139,12 +139,15 @@ type Rlimit struct {
 // Message is what stage 2 and the agent tell each other.
 type Message struct {
 	// From the agent: "plan" (with descriptors), "descriptors" (as long as more
-	// of the plan's follow), "network" (the interfaces are there), "start".
+	// of the plan's follow), "network" (the interfaces are there), "start" (with
+	// the file that Pids is written to, when there is a limit).
 	// From stage 2: "ready" (with the terminal's master, when there is one),
 	// "started" (with Pid and a pidfd; exec only), "error".
 	Kind string
 	Pid  int // also with "error", when there's a zombie to reap
 	More int // descriptors that follow in messages of their own
+	// Pids is the limit of processes of the container's cgroup, "" for none.
+	Pids string
 	Err  string
 	// Class of the error: "", ClassNotFound or ClassNotExecutable.
 	Class string

@@ -16,7 +16,8 @@ import (
 type program struct {
 	path  string // of the executable
 	steps []step
-	keep  []any // what the steps' addresses point to
+	undo  []step // carried out when one of the steps has failed
+	keep  []any  // what the steps' addresses point to
 }
 
 // step is one system call.
@@ -29,10 +30,14 @@ type step struct {
 }
 
 func (pr *program) add(name string, nr uintptr, args ...uintptr) *step {
+	pr.steps = append(pr.steps, newStep(name, nr, args...))
+	return &pr.steps[len(pr.steps)-1]
+}
+
+func newStep(name string, nr uintptr, args ...uintptr) step {
 	s := step{name: name, nr: nr}
 	copy(s.args[:], args)
-	pr.steps = append(pr.steps, s)
-	return &pr.steps[len(pr.steps)-1]
+	return s
 }
 
 // addr is the address of *v, which stays alive and in place as long as pr.
@@ -49,6 +54,25 @@ func (pr *program) strings(list []string) (uintptr, error) {
 	}
 	pr.keep = append(pr.keep, array)
 	return uintptr(unsafe.Pointer(&array[0])), nil
+}
+
+// limitProcesses limits how many processes this one's cgroup may have, through
+// its pids.max.
+//
+// A Go program has several threads, and dies when it wants one more that it may
+// not have. So the limit is a step, after which nothing of Go runs: the process
+// has one P, which this thread holds and, in steps, can't lose, and to start a
+// thread the runtime must have a P for it. (Blocking system calls lose it, as
+// would a preempting signal, which the agent has switched off: see launch.)
+// execve leaves one thread, as many as the limit counts. Where there is none, Go
+// goes on to tell the reason, without the limit.
+func (pr *program) limitProcesses(fd int, limit string) {
+	write := func(name, value string) step {
+		text := []byte(value)
+		return newStep(name, unix.SYS_WRITE, uintptr(fd), addr(pr, unsafe.SliceData(text)), uintptr(len(text)))
+	}
+	pr.steps = append(pr.steps, write("limit processes to "+limit, limit))
+	pr.undo = append(pr.undo, write("take the limit of processes back", "max"))
 }
 
 func (pr *program) controllingTerminal() {
@@ -154,6 +178,7 @@ func (pr *program) exec(p *Process) error {
 // run carries the program out in this thread. It returns only when it failed.
 func (pr *program) run() error {
 	i, errno := runSteps(pr.steps)
+	runSteps(pr.undo)
 	runtime.KeepAlive(pr)
 	return pr.failed(i, errno)
 }
@@ -167,8 +192,8 @@ func (pr *program) failed(i int, errno syscall.Errno) error {
 	return err
 }
 
-// runSteps may run in a fork: it must neither allocate, nor grow the stack, nor
-// meet the scheduler or the garbage collector.
+// runSteps may run in a fork, or under a limit of one process: it must neither
+// allocate, nor grow the stack, nor meet the scheduler or the garbage collector.
 //
 //go:norace
 //go:nosplit

@@ -1,8 +1,12 @@
 package stage2
 
 import (
+	"io"
+	"os"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestOrder pins the order of DESIGN's decision 9, with and without
@@ -30,6 +34,26 @@ func TestOrder(t *testing.T) {
 		if got := strings.Join(names, "; "); got != tt.want {
 			t.Errorf("no-new-privileges %v:\n got %s\nwant %s", tt.nnp, got, tt.want)
 		}
+	}
+}
+
+// TestUndo: a limit of processes is taken back when a later step has failed.
+func TestUndo(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var pr program
+	pr.limitProcesses(int(w.Fd()), "1")
+	pr.add("fail", unix.SYS_CLOSE, ^uintptr(0))
+	pr.add("never", unix.SYS_WRITE, w.Fd(), addr(&pr, new([1]byte)), 1)
+	if err := pr.run(); err == nil || !strings.HasPrefix(err.Error(), "fail: ") {
+		t.Errorf("error %v", err)
+	}
+	w.Close()
+	if wrote, err := io.ReadAll(r); err != nil || string(wrote) != "1max" {
+		t.Errorf("wrote %q, %v", wrote, err)
 	}
 }
 
