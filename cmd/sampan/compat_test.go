@@ -29,6 +29,9 @@ var partial = map[string]string{
 	"run --network":                "see docs/network.md",
 	"create --network":             "see docs/network.md",
 	"update --restart":             "not with `--rm`, as with Docker",
+	"run --blkio-weight":           "discarded, with Docker's warning: the guest's disk scheduler has no weights",
+	"create --blkio-weight":        "discarded, with Docker's warning: the guest's disk scheduler has no weights",
+	"update --blkio-weight":        "discarded, with Docker's warning: the guest's disk scheduler has no weights",
 	"network create --scope":       "`local` only",
 	"network create --ipam-driver": "`default` only",
 	"events --filter":              "those of containers, images, volumes, networks; swarm's match nothing",
@@ -53,7 +56,6 @@ var why = map[string]string{
 // refuses.
 var never = map[string]string{
 	"run --oom-kill-disable": "cgroup v1's", "create --oom-kill-disable": "cgroup v1's",
-	"update --blkio-weight":        "the guest's disk scheduler has no weights",
 	"network connect --driver-opt": "endpoints have no options", "network connect --link-local-ip": "old",
 	"network create --ingress": "there is no swarm", "network create --config-only": "there is no swarm", "network create --config-from": "there is no swarm",
 }

@@ -84,6 +84,7 @@ func TestCreateRequests(t *testing.T) {
 		"--volumes-from one --volumes-from two:ro --volume-driver local x",
 		"--platform linux/arm64/v8 --log-driver none x",
 		"--log-driver json-file --log-opt max-size=10m --log-opt max-file=3 x",
+		"--label-file vars --security-opt systempaths=unconfined --security-opt no-new-privileges x",
 		"--network none --ipc host --pid host --uts host --shm-size 1g --sysctl net.core.somaxconn=5 --group-add 5 --cgroupns host x",
 	}
 	var b strings.Builder
@@ -204,7 +205,7 @@ func TestCreateRefusals(t *testing.T) {
 		{"-l =a x", 125, `invalid argument "=a" for "-l, --label" flag: invalid label '=a': empty name` + usage},
 		{"--device /a:/b:q x", 125, "sampan: bad mode specified: q" + hint},
 		{"--env-file /nope x", 125, "sampan: open /nope: no such file or directory" + hint},
-		{"--env-file badvars x", 125, "sampan: variable 'a b' contains whitespaces" + hint},
+		{"--env-file badvars x", 125, "sampan: invalid env file (badvars): variable 'a b' contains whitespaces" + hint},
 		{"--pull foo x", 125, `sampan: invalid pull option: 'foo': must be one of "always", "missing" or "never"` + hint},
 		{"--rm --restart always x", 125, "sampan: conflicting options: cannot specify both --restart and --rm" + hint},
 		{"--add-host a:b x", 125, `invalid argument "a:b" for "--add-host" flag: invalid IP address in add-host: "b"` + usage},

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/docker/go-units"
+	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
@@ -192,6 +193,8 @@ func (f *createFlags) hostConfig() (*container.HostConfig, error) {
 	if err != nil {
 		return nil, err
 	}
+	given := len(security)
+	security = slices.DeleteFunc(security, func(o string) bool { return o == "systempaths=unconfined" })
 	hosts, err := extraHosts(f.addHosts)
 	if err != nil {
 		return nil, err
@@ -215,9 +218,14 @@ func (f *createFlags) hostConfig() (*container.HostConfig, error) {
 		CgroupnsMode: container.CgroupnsMode(f.cgroupns),
 		ShmSize:      int64(f.shmSize), Tmpfs: tmpfs(f.tmpfs), Sysctls: keyValues(f.sysctls),
 		Resources: container.Resources{
+			BlkioWeightDevice: []*blkiodev.WeightDevice{}, BlkioDeviceReadBps: []*blkiodev.ThrottleDevice{}, BlkioDeviceWriteBps: []*blkiodev.ThrottleDevice{},
+			BlkioDeviceReadIOps: []*blkiodev.ThrottleDevice{}, BlkioDeviceWriteIOps: []*blkiodev.ThrottleDevice{},
 			Memory: int64(f.memory), MemorySwap: int64(f.memorySwap), MemoryReservation: int64(f.memoryReservation),
 			NanoCPUs: int64(f.cpus), CPUShares: f.cpuShares, CpusetCpus: f.cpuset, Ulimits: f.ulimits.list,
 		},
+	}
+	if len(security) < given { // nothing masked, and nothing read-only
+		h.MaskedPaths, h.ReadonlyPaths = []string{}, []string{}
 	}
 	if err := f.limits.apply(h); err != nil {
 		return nil, err

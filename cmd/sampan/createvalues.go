@@ -110,13 +110,18 @@ func environment(files, list []string, getenv func(string) (string, bool)) ([]st
 	return out, nil
 }
 
-func environmentFile(name string, getenv func(string) (string, bool)) ([]string, error) {
+// environmentFile has Docker's words for all that is wrong in one, labels too.
+func environmentFile(name string, getenv func(string) (string, bool)) (out []string, err error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	var out []string
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("invalid env file (%s): %w", name, err)
+		}
+	}()
 	sc := bufio.NewScanner(f)
 	sc.Buffer(nil, 1<<20)
 	for n := 1; sc.Scan(); n++ {
@@ -125,7 +130,7 @@ func environmentFile(name string, getenv func(string) (string, bool)) ([]string,
 			line = strings.TrimPrefix(line, "\ufeff")
 		}
 		if !utf8.ValidString(line) {
-			return nil, fmt.Errorf("env file %s contains invalid utf8 bytes at line %d", name, n)
+			return nil, fmt.Errorf("invalid utf8 bytes at line %d", n)
 		}
 		line = strings.TrimLeftFunc(line, unicode.IsSpace)
 		if line == "" || line[0] == '#' {
@@ -145,7 +150,7 @@ func environmentFile(name string, getenv func(string) (string, bool)) ([]string,
 		out = append(out, key+"="+value)
 	}
 	if errors.Is(sc.Err(), bufio.ErrTooLong) {
-		return nil, fmt.Errorf("env file %s: a line is longer than 1 MiB", name)
+		return nil, errors.New("a line is longer than 1 MiB")
 	}
 	return out, sc.Err()
 }

@@ -84,7 +84,7 @@ func runError(cmd *cobra.Command, err error) error {
 	}
 }
 
-// A startError is the daemon's reason why a created container did not start.
+// A startError is the reason why a container was not created, or did not start.
 type startError struct{ err error }
 
 func (e *startError) Error() string { return e.err.Error() }

@@ -68,7 +68,7 @@ func (a *app) exec(ctx context.Context, container string, opts client.ExecCreate
 	}
 	if detach {
 		_, err := docker.ExecStart(ctx, created.ID, client.ExecStartOptions{Detach: true, TTY: opts.TTY})
-		return execError(err)
+		return err
 	}
 	return a.execForeground(ctx, docker, created.ID, opts)
 }

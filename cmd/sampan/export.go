@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -49,7 +50,11 @@ func (a *app) saveStream(output string, open func() (io.ReadCloser, error)) erro
 		_, err = io.Copy(a.out, r)
 		return err
 	}
-	if err := checkOutput(output); err != nil {
+	fi, err := outputInfo(output)
+	if err == nil && fi != nil && !fi.Mode().IsRegular() {
+		err = errors.New("cannot write to a special file")
+	}
+	if err != nil {
 		return fmt.Errorf("failed to export container: %w", err)
 	}
 	r, err := open()
@@ -58,6 +63,24 @@ func (a *app) saveStream(output string, open func() (io.ReadCloser, error)) erro
 	}
 	defer r.Close()
 	return replaceFile(output, r)
+}
+
+// outputInfo is what is at a path that a file is to be written to, nil when it is to
+// be made; an error when it can't.
+func outputInfo(path string) (fs.FileInfo, error) {
+	fi, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Stat(filepath.Dir(path)); err != nil {
+			return nil, fmt.Errorf("invalid output path: %w", err)
+		}
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case fi.IsDir():
+		return nil, errors.New("cannot write to a directory")
+	}
+	return fi, nil
 }
 
 func replaceFile(path string, r io.Reader) error {

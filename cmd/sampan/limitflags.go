@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"regexp"
 	"strings"
 
@@ -94,10 +93,7 @@ func parseDevice(s string) (container.DeviceMapping, error) {
 func (f *limitFlags) labels(list []string) (map[string]string, error) {
 	var all []string
 	for _, name := range f.labelFiles {
-		if _, err := os.Stat(name); err != nil {
-			return nil, err
-		}
-		more, err := environmentFile(name, func(string) (string, bool) { return "", true })
+		more, err := environmentFile(name, func(string) (string, bool) { return "", false }) // no value, no label
 		if err != nil {
 			return nil, err
 		}

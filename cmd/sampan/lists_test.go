@@ -71,6 +71,8 @@ func TestListQueries(t *testing.T) {
 		{"ps", "GET /containers/json"},
 		{"ps -a -n 3", "GET /containers/json?all=1&limit=3"},
 		{"ps -l -s", "GET /containers/json?limit=1&size=1"},
+		{"ps --format {{.Size}}", "GET /containers/json?size=1"},
+		{"ps -q --format {{.Size}}", "GET /containers/json"},
 		{"ps -f status=exited -f status=dead --filter name=x", `GET /containers/json?filters=%7B%22name%22%3A%7B%22x%22%3Atrue%7D%2C%22status%22%3A%7B%22dead%22%3Atrue%2C%22exited%22%3Atrue%7D%7D`},
 		{"images nginx", `GET /images/json?filters=%7B%22reference%22%3A%7B%22nginx%22%3Atrue%7D%7D`},
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"text/tabwriter"
 
 	"github.com/moby/moby/api/types/container"
@@ -136,11 +137,19 @@ func newUpdateCommand(a *app) *cobra.Command {
 }
 
 func (a *app) update(ctx context.Context, names []string, u container.UpdateConfig) error {
-	return a.each(ctx, names, func(docker *client.Client, name string) (string, error) {
+	var (
+		mu       sync.Mutex // of warnings
+		warnings []string
+	)
+	err := a.each(ctx, names, func(docker *client.Client, name string) (string, error) {
 		res, err := docker.ContainerUpdate(ctx, name, client.ContainerUpdateOptions{Resources: &u.Resources, RestartPolicy: &u.RestartPolicy})
-		for _, w := range res.Warnings {
-			fmt.Fprintln(a.err, w)
-		}
+		mu.Lock()
+		defer mu.Unlock()
+		warnings = append(warnings, res.Warnings...)
 		return name, err
 	})
+	for _, w := range warnings {
+		fmt.Fprintln(a.out, w) // behind the names, as docker does
+	}
+	return err
 }

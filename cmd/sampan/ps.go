@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -43,7 +44,11 @@ func newPsCommand(a *app) *cobra.Command {
 }
 
 func (a *app) ps(ctx context.Context, f psFlags) error {
-	opts := client.ContainerListOptions{All: f.all, Size: f.size, Filters: f.filters.Filters, Limit: max(f.last, 0)}
+	if f.quiet && f.format != "" {
+		fmt.Fprintln(a.err, "WARNING: Ignoring custom format, because both --format and --quiet are set.")
+		f.format = ""
+	}
+	opts := client.ContainerListOptions{All: f.all, Size: f.size || strings.Contains(f.format, ".Size"), Filters: f.filters.Filters, Limit: max(f.last, 0)}
 	if f.latest && f.last < 0 {
 		opts.Limit = 1
 	}
@@ -60,7 +65,7 @@ func (a *app) ps(ctx context.Context, f psFlags) error {
 		rows = append(rows, newPsRow(c, !f.noTrunc, time.Now()))
 	}
 	format := f.format
-	if f.quiet && format == "" {
+	if f.quiet {
 		format = "{{.ID}}"
 	}
 	columns := "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}"

@@ -57,7 +57,7 @@ func (a *app) runDetached(ctx context.Context, f *createFlags, req client.Contai
 	cfg.AttachStdin, cfg.AttachStdout, cfg.AttachStderr, cfg.StdinOnce = false, false, false, false
 	id, err := a.createContainer(ctx, f, req)
 	if err != nil {
-		return err
+		return startFailed(err) // its words make the exit code, as with docker
 	}
 	docker, err := a.docker(ctx)
 	if err != nil {
@@ -78,7 +78,7 @@ func (a *app) runForeground(ctx context.Context, f *createFlags, req client.Cont
 	}
 	id, err := a.createContainer(ctx, f, req)
 	if err != nil {
-		return err
+		return startFailed(err) // its words make the exit code, as with docker
 	}
 	docker, err := a.docker(ctx)
 	if err != nil {

@@ -63,7 +63,11 @@ func (a *app) save(ctx context.Context, images []string, output string, p *ocisp
 
 // writeWhole makes a file of what r gives: all, or no new file.
 func writeWhole(path string, r io.Reader) error {
-	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() { // a device, say
+	fi, err := outputInfo(path)
+	if err != nil {
+		return fmt.Errorf("failed to save image: %w", err)
+	}
+	if fi != nil && !fi.Mode().IsRegular() { // a device, say
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
 			return err

@@ -40,10 +40,15 @@ func (r *rootfs) mount() (err error) {
 		}
 	}()
 	upper, work := filepath.Join(r.data, "upper"), filepath.Join(r.data, "work")
-	for _, d := range []string{emptyLayer, r.root(), upper, work} {
+	for _, d := range []string{emptyLayer, r.root(), work} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
+	}
+	err = os.Mkdir(upper, 0o755)
+	fresh := err == nil
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
 	paths, err := r.layers.acquire(r.names)
 	if err != nil {
@@ -55,6 +60,47 @@ func (r *rootfs) mount() (err error) {
 	if err := mountOverlay(r.root(), paths, upper, work, r.ephemeral); err != nil {
 		r.layers.release(r.names)
 		return err
+	}
+	if !fresh {
+		return nil
+	}
+	if err := mark(r.root()); err != nil {
+		err = errors.Join(err, unix.Unmount(r.root(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
+		r.layers.release(r.names)
+		return err
+	}
+	return nil
+}
+
+// mark puts into a new root what programs find in Docker's containers: the file
+// by which they know that they are in one, and the table of mounts by its old name.
+// An image's own are left alone, and its links not followed.
+func mark(root string) error {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: root, Err: err}
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat(dir, ".dockerenv", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o755)
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("make /.dockerenv: %w", err)
+	}
+	if err := unix.Mkdirat(dir, "etc", 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("make /etc: %w", err)
+	}
+	etc, err := unix.Openat(dir, "etc", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil // not for us to say what that is
+	}
+	if err != nil {
+		return fmt.Errorf("open /etc: %w", err)
+	}
+	defer unix.Close(etc)
+	if err := unix.Symlinkat("/proc/mounts", etc, "mtab"); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("make /etc/mtab: %w", err)
 	}
 	return nil
 }

@@ -196,14 +196,10 @@ func checkResources(r *container.Resources) error {
 		return invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
 	case r.CPUQuota > 0 && r.CPUQuota < 1000:
 		return invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
-	case r.BlkioWeight != 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
-		return invalid("Range of blkio weight is from 10 to 1000")
 	case r.CpusetCpus != "" && !cpuList.MatchString(r.CpusetCpus):
 		return invalid("Invalid value %s for cpuset cpus", r.CpusetCpus)
 	case r.CpusetMems != "" && !cpuList.MatchString(r.CpusetMems):
 		return invalid("Invalid value %s for cpuset mems", r.CpusetMems)
-	case r.NanoCPUs < 0:
-		return invalid("invalid CPUs")
 	case r.NanoCPUs > 0 && r.CPUPeriod > 0:
 		return invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set")
 	case r.NanoCPUs > 0 && r.CPUQuota > 0:
@@ -212,9 +208,10 @@ func checkResources(r *container.Resources) error {
 	return refuseResources(r)
 }
 
-// checkCPUs refuses more processors than the guest has, or others.
+// checkCPUs refuses more processors than the guest has, or others, and other memory
+// than its own.
 func (e *Engine) checkCPUs(r *container.Resources) error {
-	if r.NanoCPUs > int64(e.cfg.CPUs)*1e9 {
+	if r.NanoCPUs < 0 || r.NanoCPUs > int64(e.cfg.CPUs)*1e9 {
 		return invalid("range of CPUs is from 0.01 to %[1]d.00, as there are only %[1]d CPUs available", e.cfg.CPUs)
 	}
 	for _, part := range strings.FieldsFunc(r.CpusetCpus, func(c rune) bool { return c == ',' || c == '-' }) {
@@ -225,6 +222,9 @@ func (e *Engine) checkCPUs(r *container.Resources) error {
 			}
 			return invalid("Requested CPUs are not available - requested %s, available: %s", r.CpusetCpus, available)
 		}
+	}
+	if strings.Trim(r.CpusetMems, "0,-") != "" { // the guest has one node
+		return invalid("Requested memory nodes are not available - requested %s, available: 0", r.CpusetMems)
 	}
 	return nil
 }

@@ -54,7 +54,7 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 		ImageID: img.ID, Layers: img.Layers, Config: req.Config, HostConfig: req.HostConfig,
 		State: state{Status: container.StateCreated},
 	}
-	warnings := append(discard(req.HostConfig), e.spaceWarnings()...)
+	warnings := append(discard(&req.HostConfig.Resources), e.spaceWarnings()...)
 	if err := fill(&rec, img.Config); err != nil {
 		return none, err
 	}
@@ -84,10 +84,10 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 
 // discard takes away what the guest's kernel can't do and Docker does without,
 // too, with the warnings that Docker gives. The list is never nil.
-func discard(h *container.HostConfig) []string {
+func discard(r *container.Resources) []string {
 	warnings := []string{}
-	if h.BlkioWeight != 0 {
-		h.BlkioWeight = 0
+	if r.BlkioWeight != 0 {
+		r.BlkioWeight = 0
 		warnings = append(warnings, "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.")
 	}
 	return warnings

@@ -19,11 +19,26 @@ import (
 
 var volumeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
-// bindNoOps are options that say nothing to us: there is no SELinux, nothing
-// propagates between host and guest, and every share is consistent.
-var bindNoOps = []string{
-	"z", "Z", "cached", "delegated", "consistent", "default",
-	"private", "rprivate", "shared", "rshared", "slave", "rslave",
+// modeGroups are the parts of a mode, of which it may have one each. Most say nothing
+// to us: there is no SELinux, nothing propagates between host and guest, and every
+// share is consistent.
+var modeGroups = [][]string{
+	{"ro", "rw"}, {"z", "Z"}, {"cached", "delegated", "consistent", "default"}, {"nocopy"},
+	{"private", "rprivate", "shared", "rshared", "slave", "rslave"},
+}
+
+// validMode says that all parts of a mode are known, and none is doubled or
+// contradicts another.
+func validMode(mode string) bool {
+	var taken []int
+	for _, o := range strings.Split(mode, ",") {
+		group := slices.IndexFunc(modeGroups, func(g []string) bool { return slices.Contains(g, o) })
+		if group < 0 || slices.Contains(taken, group) {
+			return false
+		}
+		taken = append(taken, group)
+	}
+	return true
 }
 
 // dockerSockets are where clients look for the API: as a source they mean
@@ -38,18 +53,13 @@ func parseBind(spec string) (mountRecord, error) {
 	}
 	m := mountRecord{MountPoint: container.MountPoint{RW: true}}
 	if len(parts) == 3 {
-		m.Mode = parts[2]
-		for _, o := range strings.Split(parts[2], ",") {
-			switch {
-			case o == "ro":
-				m.RW = false
-			case o == "nocopy":
-				m.NoCopy = true
-			case o == "rw", slices.Contains(bindNoOps, o):
-			default:
-				return m, invalid("invalid mode: %s", parts[2])
-			}
+		if m.Mode = parts[2]; !validMode(m.Mode) {
+			return m, invalid("invalid mode: %s", m.Mode)
 		}
+		options := strings.Split(m.Mode, ",")
+		m.RW, m.NoCopy = !slices.Contains(options, "ro"), slices.Contains(options, "nocopy")
+	} else if validMode(parts[1]) { // an anonymous volume has none
+		return m, invalid("invalid volume specification: '%s'", spec)
 	}
 	var err error
 	if m.Destination, err = mountTarget(parts[1]); err != nil {
@@ -146,6 +156,9 @@ func volumeMount(m mount.Mount, out mountRecord) (mountRecord, error) {
 	if m.Source != "" && !volumeName.MatchString(m.Source) {
 		return out, invalid("%q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", m.Source)
 	}
+	if m.Source == "" && m.ReadOnly {
+		return out, invalid("invalid mount config for type %q: must not set ReadOnly mode when using anonymous volumes", m.Type)
+	}
 	out.Name, out.Driver, out.Mode = m.Source, "local", "z"
 	if o := m.VolumeOptions; o != nil {
 		out.NoCopy, out.Subpath = o.NoCopy, o.Subpath
@@ -209,7 +222,7 @@ func (e *Engine) borrowMounts(from []string) ([]mountRecord, error) {
 		if name == "" {
 			return nil, invalid("invalid volumes-from specification: '%s'", spec)
 		}
-		if mode != "" && mode != "ro" && mode != "rw" && !slices.Contains(bindNoOps, mode) {
+		if mode != "" && (mode == "nocopy" || !validMode(mode)) {
 			return nil, invalid("invalid mode: %s", mode)
 		}
 		c, err := e.find(name)
@@ -220,7 +233,7 @@ func (e *Engine) borrowMounts(from []string) ([]mountRecord, error) {
 			if m.Hidden {
 				continue
 			}
-			m.RW, m.Anonymous, m.NoCopy = m.RW && mode != "ro", false, true
+			m.RW, m.Anonymous, m.NoCopy = m.RW && !slices.Contains(strings.Split(mode, ","), "ro"), false, true
 			out = append(out, m)
 		}
 	}

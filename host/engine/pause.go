@@ -152,6 +152,7 @@ func (e *Engine) Update(ctx context.Context, name string, u container.UpdateConf
 		return none, conflict("Container is marked for removal and cannot be \"update\".")
 	}
 	h := *old
+	warnings := discard(&u.Resources)
 	if err := merge(&h, u); err != nil {
 		if errdefs.IsConflict(err) {
 			return none, conflict("Cannot update container %s: %s", c.id, err)
@@ -177,7 +178,7 @@ func (e *Engine) Update(ctx context.Context, name string, u container.UpdateConf
 		return none, err
 	}
 	e.emitContainer(c, events.ActionUpdate, nil)
-	return none, nil
+	return container.UpdateResponse{Warnings: warnings}, nil
 }
 
 func (e *Engine) limit(ctx context.Context, c *ctr, r *run, h *container.HostConfig) error {
@@ -236,7 +237,6 @@ func merge(h *container.HostConfig, u container.UpdateConfig) error {
 		return err
 	}
 	if err := refuse([]named{
-		{"HostConfig.BlkioWeight", u.BlkioWeight != 0},
 		{"HostConfig.Devices", len(u.Devices) > 0},
 		{"HostConfig.DeviceCgroupRules", len(u.DeviceCgroupRules) > 0},
 		{"HostConfig.Ulimits", len(u.Ulimits) > 0},

@@ -79,6 +79,26 @@ func TestSignalProxy(t *testing.T) {
 	if ids := h.sampan(t, "ps", "-aq"); ids != "" {
 		t.Errorf("left behind: %q", ids)
 	}
+
+	// Unless that is not wanted: it ends the client alone.
+	cmd = h.command(t, "sampan", "run", "--rm", "--name", "own", "--sig-proxy=false", "busybox", "sh", "-c", `trap 'exit 5' TERM; echo ready; while :; do sleep 0.1; done`)
+	if stdout, err = cmd.StdoutPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if lines := bufio.NewScanner(stdout); !lines.Scan() {
+		t.Fatal(lines.Err())
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	if out := h.sampan(t, "inspect", "-f", "{{.State.Running}}", "own"); out != "true\n" {
+		t.Errorf("--sig-proxy=false: running: %s", out)
+	}
+	h.sampan(t, "rm", "-f", "own")
 }
 
 // A container that ends by SIGTERM ends its client with 143.
