@@ -71,7 +71,7 @@ func (x PackRequest_What) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PackRequest_What.Descriptor instead.
 func (PackRequest_What) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41, 0}
+	return file_agent_proto_rawDescGZIP(), []int{42, 0}
 }
 
 type Replay_Kind int32
@@ -129,7 +129,7 @@ func (x Replay_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Replay_Kind.Descriptor instead.
 func (Replay_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50, 0}
+	return file_agent_proto_rawDescGZIP(), []int{51, 0}
 }
 
 type Empty struct {
@@ -1322,6 +1322,66 @@ func (x *PublishRequest) GetPublished() []*Published {
 	return nil
 }
 
+type RelinkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Alias         string                 `protobuf:"bytes,2,opt,name=alias,proto3" json:"alias,omitempty"`     // the first name of its line
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"` // "": the line goes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelinkRequest) Reset() {
+	*x = RelinkRequest{}
+	mi := &file_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelinkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelinkRequest) ProtoMessage() {}
+
+func (x *RelinkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelinkRequest.ProtoReflect.Descriptor instead.
+func (*RelinkRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RelinkRequest) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *RelinkRequest) GetAlias() string {
+	if x != nil {
+		return x.Alias
+	}
+	return ""
+}
+
+func (x *RelinkRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 type DisconnectRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
@@ -1332,7 +1392,7 @@ type DisconnectRequest struct {
 
 func (x *DisconnectRequest) Reset() {
 	*x = DisconnectRequest{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1404,7 @@ func (x *DisconnectRequest) String() string {
 func (*DisconnectRequest) ProtoMessage() {}
 
 func (x *DisconnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1417,7 @@ func (x *DisconnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisconnectRequest.ProtoReflect.Descriptor instead.
 func (*DisconnectRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DisconnectRequest) GetContainer() string {
@@ -1383,7 +1443,7 @@ type NetworkRequest struct {
 
 func (x *NetworkRequest) Reset() {
 	*x = NetworkRequest{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1455,7 @@ func (x *NetworkRequest) String() string {
 func (*NetworkRequest) ProtoMessage() {}
 
 func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1468,7 @@ func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRequest.ProtoReflect.Descriptor instead.
 func (*NetworkRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NetworkRequest) GetId() string {
@@ -1427,7 +1487,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1499,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1512,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StartResponse) GetPid() int32 {
@@ -1475,7 +1535,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1547,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1560,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1548,7 +1608,7 @@ type ProcessRequest struct {
 
 func (x *ProcessRequest) Reset() {
 	*x = ProcessRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1620,7 @@ func (x *ProcessRequest) String() string {
 func (*ProcessRequest) ProtoMessage() {}
 
 func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1633,7 @@ func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessRequest.ProtoReflect.Descriptor instead.
 func (*ProcessRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ProcessRequest) GetContainer() string {
@@ -1601,7 +1661,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +1673,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +1686,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WaitResponse) GetExitCode() int32 {
@@ -1662,7 +1722,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1734,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1747,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1729,7 +1789,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +1801,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +1814,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1788,7 +1848,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1860,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1873,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *HealthRequest) GetContainer() string {
@@ -1839,7 +1899,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +1911,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +1924,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HealthResponse) GetResults() []*HealthResult {
@@ -1889,7 +1949,7 @@ type HealthResult struct {
 
 func (x *HealthResult) Reset() {
 	*x = HealthResult{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +1961,7 @@ func (x *HealthResult) String() string {
 func (*HealthResult) ProtoMessage() {}
 
 func (x *HealthResult) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +1974,7 @@ func (x *HealthResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResult.ProtoReflect.Descriptor instead.
 func (*HealthResult) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *HealthResult) GetNumber() uint64 {
@@ -1976,7 +2036,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1988,7 +2048,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2001,7 +2061,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -2027,7 +2087,7 @@ type VolumeRequest struct {
 
 func (x *VolumeRequest) Reset() {
 	*x = VolumeRequest{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2099,7 @@ func (x *VolumeRequest) String() string {
 func (*VolumeRequest) ProtoMessage() {}
 
 func (x *VolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2112,7 @@ func (x *VolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeRequest.ProtoReflect.Descriptor instead.
 func (*VolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *VolumeRequest) GetName() string {
@@ -2071,7 +2131,7 @@ type VolumeSizesRequest struct {
 
 func (x *VolumeSizesRequest) Reset() {
 	*x = VolumeSizesRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2143,7 @@ func (x *VolumeSizesRequest) String() string {
 func (*VolumeSizesRequest) ProtoMessage() {}
 
 func (x *VolumeSizesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2156,7 @@ func (x *VolumeSizesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSizesRequest.ProtoReflect.Descriptor instead.
 func (*VolumeSizesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *VolumeSizesRequest) GetNames() []string {
@@ -2115,7 +2175,7 @@ type VolumeSizesResponse struct {
 
 func (x *VolumeSizesResponse) Reset() {
 	*x = VolumeSizesResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2187,7 @@ func (x *VolumeSizesResponse) String() string {
 func (*VolumeSizesResponse) ProtoMessage() {}
 
 func (x *VolumeSizesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2200,7 @@ func (x *VolumeSizesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSizesResponse.ProtoReflect.Descriptor instead.
 func (*VolumeSizesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *VolumeSizesResponse) GetSizes() []int64 {
@@ -2160,7 +2220,7 @@ type FreezeRequest struct {
 
 func (x *FreezeRequest) Reset() {
 	*x = FreezeRequest{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2232,7 @@ func (x *FreezeRequest) String() string {
 func (*FreezeRequest) ProtoMessage() {}
 
 func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2245,7 @@ func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
 func (*FreezeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FreezeRequest) GetContainer() string {
@@ -2214,7 +2274,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2286,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2299,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*ProcessInfo {
@@ -2298,7 +2358,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2370,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2383,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ProcessInfo) GetPid() int32 {
@@ -2484,7 +2544,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2556,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2569,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UsageResponse) GetTimeUnixNano() int64 {
@@ -2643,7 +2703,7 @@ type DeviceUsage struct {
 
 func (x *DeviceUsage) Reset() {
 	*x = DeviceUsage{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2655,7 +2715,7 @@ func (x *DeviceUsage) String() string {
 func (*DeviceUsage) ProtoMessage() {}
 
 func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2668,7 +2728,7 @@ func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceUsage.ProtoReflect.Descriptor instead.
 func (*DeviceUsage) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DeviceUsage) GetMajor() uint64 {
@@ -2716,7 +2776,7 @@ type InterfaceUsage struct {
 
 func (x *InterfaceUsage) Reset() {
 	*x = InterfaceUsage{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +2788,7 @@ func (x *InterfaceUsage) String() string {
 func (*InterfaceUsage) ProtoMessage() {}
 
 func (x *InterfaceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +2801,7 @@ func (x *InterfaceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceUsage.ProtoReflect.Descriptor instead.
 func (*InterfaceUsage) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *InterfaceUsage) GetName() string {
@@ -2817,7 +2877,7 @@ type LimitRequest struct {
 
 func (x *LimitRequest) Reset() {
 	*x = LimitRequest{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2829,7 +2889,7 @@ func (x *LimitRequest) String() string {
 func (*LimitRequest) ProtoMessage() {}
 
 func (x *LimitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2842,7 +2902,7 @@ func (x *LimitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRequest.ProtoReflect.Descriptor instead.
 func (*LimitRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LimitRequest) GetContainer() string {
@@ -2878,7 +2938,7 @@ type Files struct {
 
 func (x *Files) Reset() {
 	*x = Files{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2890,7 +2950,7 @@ func (x *Files) String() string {
 func (*Files) ProtoMessage() {}
 
 func (x *Files) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2903,7 +2963,7 @@ func (x *Files) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Files.ProtoReflect.Descriptor instead.
 func (*Files) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Files) GetId() string {
@@ -2951,7 +3011,7 @@ type StatRequest struct {
 
 func (x *StatRequest) Reset() {
 	*x = StatRequest{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3023,7 @@ func (x *StatRequest) String() string {
 func (*StatRequest) ProtoMessage() {}
 
 func (x *StatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3036,7 @@ func (x *StatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatRequest.ProtoReflect.Descriptor instead.
 func (*StatRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatRequest) GetFiles() *Files {
@@ -3006,7 +3066,7 @@ type StatResponse struct {
 
 func (x *StatResponse) Reset() {
 	*x = StatResponse{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3078,7 @@ func (x *StatResponse) String() string {
 func (*StatResponse) ProtoMessage() {}
 
 func (x *StatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3091,7 @@ func (x *StatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatResponse.ProtoReflect.Descriptor instead.
 func (*StatResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StatResponse) GetName() string {
@@ -3081,7 +3141,7 @@ type PackRequest struct {
 
 func (x *PackRequest) Reset() {
 	*x = PackRequest{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3093,7 +3153,7 @@ func (x *PackRequest) String() string {
 func (*PackRequest) ProtoMessage() {}
 
 func (x *PackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3106,7 +3166,7 @@ func (x *PackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackRequest.ProtoReflect.Descriptor instead.
 func (*PackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PackRequest) GetFiles() *Files {
@@ -3153,7 +3213,7 @@ type UnpackRequest struct {
 
 func (x *UnpackRequest) Reset() {
 	*x = UnpackRequest{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3165,7 +3225,7 @@ func (x *UnpackRequest) String() string {
 func (*UnpackRequest) ProtoMessage() {}
 
 func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3178,7 +3238,7 @@ func (x *UnpackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackRequest.ProtoReflect.Descriptor instead.
 func (*UnpackRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *UnpackRequest) GetFiles() *Files {
@@ -3226,7 +3286,7 @@ type ChangesRequest struct {
 
 func (x *ChangesRequest) Reset() {
 	*x = ChangesRequest{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3238,7 +3298,7 @@ func (x *ChangesRequest) String() string {
 func (*ChangesRequest) ProtoMessage() {}
 
 func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3251,7 +3311,7 @@ func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesRequest.ProtoReflect.Descriptor instead.
 func (*ChangesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ChangesRequest) GetFiles() *Files {
@@ -3278,7 +3338,7 @@ type ChangesResponse struct {
 
 func (x *ChangesResponse) Reset() {
 	*x = ChangesResponse{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +3350,7 @@ func (x *ChangesResponse) String() string {
 func (*ChangesResponse) ProtoMessage() {}
 
 func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3303,7 +3363,7 @@ func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesResponse.ProtoReflect.Descriptor instead.
 func (*ChangesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ChangesResponse) GetChanges() []*Change {
@@ -3330,7 +3390,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3342,7 +3402,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3355,7 +3415,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Change) GetPath() string {
@@ -3381,7 +3441,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3393,7 +3453,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3406,7 +3466,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ClockRequest) GetAdjustNano() int64 {
@@ -3425,7 +3485,7 @@ type ClockResponse struct {
 
 func (x *ClockResponse) Reset() {
 	*x = ClockResponse{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +3497,7 @@ func (x *ClockResponse) String() string {
 func (*ClockResponse) ProtoMessage() {}
 
 func (x *ClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +3510,7 @@ func (x *ClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
 func (*ClockResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ClockResponse) GetTimeUnixNano() int64 {
@@ -3477,7 +3537,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3489,7 +3549,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3502,7 +3562,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StatusResponse) GetMemoryTotal() uint64 {
@@ -3578,7 +3638,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3590,7 +3650,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3603,7 +3663,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PowerOffRequest) GetGraceMs() uint32 {
@@ -3639,7 +3699,7 @@ type Replay struct {
 
 func (x *Replay) Reset() {
 	*x = Replay{}
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3651,7 +3711,7 @@ func (x *Replay) String() string {
 func (*Replay) ProtoMessage() {}
 
 func (x *Replay) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3664,7 +3724,7 @@ func (x *Replay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replay.ProtoReflect.Descriptor instead.
 func (*Replay) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Replay) GetSeq() uint32 {
@@ -3743,7 +3803,7 @@ type Replayed struct {
 
 func (x *Replayed) Reset() {
 	*x = Replayed{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3755,7 +3815,7 @@ func (x *Replayed) String() string {
 func (*Replayed) ProtoMessage() {}
 
 func (x *Replayed) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3768,7 +3828,7 @@ func (x *Replayed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replayed.ProtoReflect.Descriptor instead.
 func (*Replayed) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Replayed) GetSeq() uint32 {
@@ -3894,7 +3954,11 @@ const file_agent_proto_rawDesc = "" +
 	"\x0econtainer_port\x18\x03 \x01(\rR\rcontainerPort\"h\n" +
 	"\x0ePublishRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x128\n" +
-	"\tpublished\x18\x02 \x03(\v2\x1a.sampan.agent.v1.PublishedR\tpublished\"K\n" +
+	"\tpublished\x18\x02 \x03(\v2\x1a.sampan.agent.v1.PublishedR\tpublished\"]\n" +
+	"\rRelinkRequest\x12\x1c\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x14\n" +
+	"\x05alias\x18\x02 \x01(\tR\x05alias\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\"K\n" +
 	"\x11DisconnectRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\" \n" +
@@ -4116,7 +4180,7 @@ const file_agent_proto_rawDesc = "" +
 	"\bReplayed\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\rR\x03seq\x12\x14\n" +
 	"\x05errno\x18\x02 \x01(\rR\x05errno\x12\x16\n" +
-	"\x06thread\x18\x03 \x01(\rR\x06thread2\x82\x0e\n" +
+	"\x06thread\x18\x03 \x01(\rR\x06thread2\xc4\x0e\n" +
 	"\x05Agent\x12R\n" +
 	"\tConfigure\x12!.sampan.agent.v1.ConfigureRequest\x1a\".sampan.agent.v1.ConfigureResponse\x12F\n" +
 	"\x05Start\x12\x1d.sampan.agent.v1.StartRequest\x1a\x1e.sampan.agent.v1.StartResponse\x12D\n" +
@@ -4139,7 +4203,8 @@ const file_agent_proto_rawDesc = "" +
 	"\aConnect\x12\x1f.sampan.agent.v1.ConnectRequest\x1a\x16.sampan.agent.v1.Empty\x12H\n" +
 	"\n" +
 	"Disconnect\x12\".sampan.agent.v1.DisconnectRequest\x1a\x16.sampan.agent.v1.Empty\x12B\n" +
-	"\aPublish\x12\x1f.sampan.agent.v1.PublishRequest\x1a\x16.sampan.agent.v1.Empty\x12H\n" +
+	"\aPublish\x12\x1f.sampan.agent.v1.PublishRequest\x1a\x16.sampan.agent.v1.Empty\x12@\n" +
+	"\x06Relink\x12\x1e.sampan.agent.v1.RelinkRequest\x1a\x16.sampan.agent.v1.Empty\x12H\n" +
 	"\rRemoveNetwork\x12\x1f.sampan.agent.v1.NetworkRequest\x1a\x16.sampan.agent.v1.Empty\x12F\n" +
 	"\x05Clock\x12\x1d.sampan.agent.v1.ClockRequest\x1a\x1e.sampan.agent.v1.ClockResponse\x12A\n" +
 	"\x06Status\x12\x16.sampan.agent.v1.Empty\x1a\x1f.sampan.agent.v1.StatusResponse\x12D\n" +
@@ -4158,7 +4223,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_agent_proto_goTypes = []any{
 	(PackRequest_What)(0),       // 0: sampan.agent.v1.PackRequest.What
 	(Replay_Kind)(0),            // 1: sampan.agent.v1.Replay.Kind
@@ -4178,50 +4243,51 @@ var file_agent_proto_goTypes = []any{
 	(*ConnectRequest)(nil),      // 15: sampan.agent.v1.ConnectRequest
 	(*Published)(nil),           // 16: sampan.agent.v1.Published
 	(*PublishRequest)(nil),      // 17: sampan.agent.v1.PublishRequest
-	(*DisconnectRequest)(nil),   // 18: sampan.agent.v1.DisconnectRequest
-	(*NetworkRequest)(nil),      // 19: sampan.agent.v1.NetworkRequest
-	(*StartResponse)(nil),       // 20: sampan.agent.v1.StartResponse
-	(*ExecRequest)(nil),         // 21: sampan.agent.v1.ExecRequest
-	(*ProcessRequest)(nil),      // 22: sampan.agent.v1.ProcessRequest
-	(*WaitResponse)(nil),        // 23: sampan.agent.v1.WaitResponse
-	(*SignalRequest)(nil),       // 24: sampan.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),       // 25: sampan.agent.v1.ResizeRequest
-	(*HealthRequest)(nil),       // 26: sampan.agent.v1.HealthRequest
-	(*HealthResponse)(nil),      // 27: sampan.agent.v1.HealthResponse
-	(*HealthResult)(nil),        // 28: sampan.agent.v1.HealthResult
-	(*RemoveRequest)(nil),       // 29: sampan.agent.v1.RemoveRequest
-	(*VolumeRequest)(nil),       // 30: sampan.agent.v1.VolumeRequest
-	(*VolumeSizesRequest)(nil),  // 31: sampan.agent.v1.VolumeSizesRequest
-	(*VolumeSizesResponse)(nil), // 32: sampan.agent.v1.VolumeSizesResponse
-	(*FreezeRequest)(nil),       // 33: sampan.agent.v1.FreezeRequest
-	(*ProcessesResponse)(nil),   // 34: sampan.agent.v1.ProcessesResponse
-	(*ProcessInfo)(nil),         // 35: sampan.agent.v1.ProcessInfo
-	(*UsageResponse)(nil),       // 36: sampan.agent.v1.UsageResponse
-	(*DeviceUsage)(nil),         // 37: sampan.agent.v1.DeviceUsage
-	(*InterfaceUsage)(nil),      // 38: sampan.agent.v1.InterfaceUsage
-	(*LimitRequest)(nil),        // 39: sampan.agent.v1.LimitRequest
-	(*Files)(nil),               // 40: sampan.agent.v1.Files
-	(*StatRequest)(nil),         // 41: sampan.agent.v1.StatRequest
-	(*StatResponse)(nil),        // 42: sampan.agent.v1.StatResponse
-	(*PackRequest)(nil),         // 43: sampan.agent.v1.PackRequest
-	(*UnpackRequest)(nil),       // 44: sampan.agent.v1.UnpackRequest
-	(*ChangesRequest)(nil),      // 45: sampan.agent.v1.ChangesRequest
-	(*ChangesResponse)(nil),     // 46: sampan.agent.v1.ChangesResponse
-	(*Change)(nil),              // 47: sampan.agent.v1.Change
-	(*ClockRequest)(nil),        // 48: sampan.agent.v1.ClockRequest
-	(*ClockResponse)(nil),       // 49: sampan.agent.v1.ClockResponse
-	(*StatusResponse)(nil),      // 50: sampan.agent.v1.StatusResponse
-	(*PowerOffRequest)(nil),     // 51: sampan.agent.v1.PowerOffRequest
-	(*Replay)(nil),              // 52: sampan.agent.v1.Replay
-	(*Replayed)(nil),            // 53: sampan.agent.v1.Replayed
-	nil,                         // 54: sampan.agent.v1.StartRequest.FilesEntry
-	nil,                         // 55: sampan.agent.v1.Endpoint.LinksEntry
-	nil,                         // 56: sampan.agent.v1.UsageResponse.MemoryStatEntry
+	(*RelinkRequest)(nil),       // 18: sampan.agent.v1.RelinkRequest
+	(*DisconnectRequest)(nil),   // 19: sampan.agent.v1.DisconnectRequest
+	(*NetworkRequest)(nil),      // 20: sampan.agent.v1.NetworkRequest
+	(*StartResponse)(nil),       // 21: sampan.agent.v1.StartResponse
+	(*ExecRequest)(nil),         // 22: sampan.agent.v1.ExecRequest
+	(*ProcessRequest)(nil),      // 23: sampan.agent.v1.ProcessRequest
+	(*WaitResponse)(nil),        // 24: sampan.agent.v1.WaitResponse
+	(*SignalRequest)(nil),       // 25: sampan.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),       // 26: sampan.agent.v1.ResizeRequest
+	(*HealthRequest)(nil),       // 27: sampan.agent.v1.HealthRequest
+	(*HealthResponse)(nil),      // 28: sampan.agent.v1.HealthResponse
+	(*HealthResult)(nil),        // 29: sampan.agent.v1.HealthResult
+	(*RemoveRequest)(nil),       // 30: sampan.agent.v1.RemoveRequest
+	(*VolumeRequest)(nil),       // 31: sampan.agent.v1.VolumeRequest
+	(*VolumeSizesRequest)(nil),  // 32: sampan.agent.v1.VolumeSizesRequest
+	(*VolumeSizesResponse)(nil), // 33: sampan.agent.v1.VolumeSizesResponse
+	(*FreezeRequest)(nil),       // 34: sampan.agent.v1.FreezeRequest
+	(*ProcessesResponse)(nil),   // 35: sampan.agent.v1.ProcessesResponse
+	(*ProcessInfo)(nil),         // 36: sampan.agent.v1.ProcessInfo
+	(*UsageResponse)(nil),       // 37: sampan.agent.v1.UsageResponse
+	(*DeviceUsage)(nil),         // 38: sampan.agent.v1.DeviceUsage
+	(*InterfaceUsage)(nil),      // 39: sampan.agent.v1.InterfaceUsage
+	(*LimitRequest)(nil),        // 40: sampan.agent.v1.LimitRequest
+	(*Files)(nil),               // 41: sampan.agent.v1.Files
+	(*StatRequest)(nil),         // 42: sampan.agent.v1.StatRequest
+	(*StatResponse)(nil),        // 43: sampan.agent.v1.StatResponse
+	(*PackRequest)(nil),         // 44: sampan.agent.v1.PackRequest
+	(*UnpackRequest)(nil),       // 45: sampan.agent.v1.UnpackRequest
+	(*ChangesRequest)(nil),      // 46: sampan.agent.v1.ChangesRequest
+	(*ChangesResponse)(nil),     // 47: sampan.agent.v1.ChangesResponse
+	(*Change)(nil),              // 48: sampan.agent.v1.Change
+	(*ClockRequest)(nil),        // 49: sampan.agent.v1.ClockRequest
+	(*ClockResponse)(nil),       // 50: sampan.agent.v1.ClockResponse
+	(*StatusResponse)(nil),      // 51: sampan.agent.v1.StatusResponse
+	(*PowerOffRequest)(nil),     // 52: sampan.agent.v1.PowerOffRequest
+	(*Replay)(nil),              // 53: sampan.agent.v1.Replay
+	(*Replayed)(nil),            // 54: sampan.agent.v1.Replayed
+	nil,                         // 55: sampan.agent.v1.StartRequest.FilesEntry
+	nil,                         // 56: sampan.agent.v1.Endpoint.LinksEntry
+	nil,                         // 57: sampan.agent.v1.UsageResponse.MemoryStatEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	4,  // 0: sampan.agent.v1.ConfigureRequest.uplink:type_name -> sampan.agent.v1.Uplink
 	6,  // 1: sampan.agent.v1.ConfigureResponse.stages:type_name -> sampan.agent.v1.BootStage
-	54, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
+	55, // 2: sampan.agent.v1.StartRequest.files:type_name -> sampan.agent.v1.StartRequest.FilesEntry
 	13, // 3: sampan.agent.v1.StartRequest.endpoints:type_name -> sampan.agent.v1.Endpoint
 	10, // 4: sampan.agent.v1.StartRequest.streams:type_name -> sampan.agent.v1.Streams
 	11, // 5: sampan.agent.v1.StartRequest.size:type_name -> sampan.agent.v1.TerminalSize
@@ -4230,77 +4296,79 @@ var file_agent_proto_depIdxs = []int32{
 	16, // 8: sampan.agent.v1.StartRequest.published:type_name -> sampan.agent.v1.Published
 	8,  // 9: sampan.agent.v1.StartRequest.devices:type_name -> sampan.agent.v1.Device
 	12, // 10: sampan.agent.v1.Endpoint.network:type_name -> sampan.agent.v1.Network
-	55, // 11: sampan.agent.v1.Endpoint.links:type_name -> sampan.agent.v1.Endpoint.LinksEntry
+	56, // 11: sampan.agent.v1.Endpoint.links:type_name -> sampan.agent.v1.Endpoint.LinksEntry
 	13, // 12: sampan.agent.v1.ConnectRequest.endpoint:type_name -> sampan.agent.v1.Endpoint
 	14, // 13: sampan.agent.v1.ConnectRequest.resolver:type_name -> sampan.agent.v1.Resolver
 	16, // 14: sampan.agent.v1.PublishRequest.published:type_name -> sampan.agent.v1.Published
 	10, // 15: sampan.agent.v1.ExecRequest.streams:type_name -> sampan.agent.v1.Streams
 	11, // 16: sampan.agent.v1.ExecRequest.size:type_name -> sampan.agent.v1.TerminalSize
 	11, // 17: sampan.agent.v1.ResizeRequest.size:type_name -> sampan.agent.v1.TerminalSize
-	28, // 18: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
-	35, // 19: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
-	56, // 20: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
-	37, // 21: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
-	38, // 22: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
-	40, // 23: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
-	40, // 24: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
+	29, // 18: sampan.agent.v1.HealthResponse.results:type_name -> sampan.agent.v1.HealthResult
+	36, // 19: sampan.agent.v1.ProcessesResponse.processes:type_name -> sampan.agent.v1.ProcessInfo
+	57, // 20: sampan.agent.v1.UsageResponse.memory_stat:type_name -> sampan.agent.v1.UsageResponse.MemoryStatEntry
+	38, // 21: sampan.agent.v1.UsageResponse.devices:type_name -> sampan.agent.v1.DeviceUsage
+	39, // 22: sampan.agent.v1.UsageResponse.interfaces:type_name -> sampan.agent.v1.InterfaceUsage
+	41, // 23: sampan.agent.v1.StatRequest.files:type_name -> sampan.agent.v1.Files
+	41, // 24: sampan.agent.v1.PackRequest.files:type_name -> sampan.agent.v1.Files
 	0,  // 25: sampan.agent.v1.PackRequest.what:type_name -> sampan.agent.v1.PackRequest.What
-	40, // 26: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
-	40, // 27: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
-	47, // 28: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
+	41, // 26: sampan.agent.v1.UnpackRequest.files:type_name -> sampan.agent.v1.Files
+	41, // 27: sampan.agent.v1.ChangesRequest.files:type_name -> sampan.agent.v1.Files
+	48, // 28: sampan.agent.v1.ChangesResponse.changes:type_name -> sampan.agent.v1.Change
 	1,  // 29: sampan.agent.v1.Replay.kind:type_name -> sampan.agent.v1.Replay.Kind
 	3,  // 30: sampan.agent.v1.Agent.Configure:input_type -> sampan.agent.v1.ConfigureRequest
 	7,  // 31: sampan.agent.v1.Agent.Start:input_type -> sampan.agent.v1.StartRequest
-	21, // 32: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
-	22, // 33: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
-	24, // 34: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
-	25, // 35: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
-	26, // 36: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
-	29, // 37: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
-	30, // 38: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
-	31, // 39: sampan.agent.v1.Agent.VolumeSizes:input_type -> sampan.agent.v1.VolumeSizesRequest
-	33, // 40: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
-	22, // 41: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
-	22, // 42: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
-	39, // 43: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
-	41, // 44: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
-	43, // 45: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
-	44, // 46: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
-	45, // 47: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
+	22, // 32: sampan.agent.v1.Agent.Exec:input_type -> sampan.agent.v1.ExecRequest
+	23, // 33: sampan.agent.v1.Agent.Wait:input_type -> sampan.agent.v1.ProcessRequest
+	25, // 34: sampan.agent.v1.Agent.Signal:input_type -> sampan.agent.v1.SignalRequest
+	26, // 35: sampan.agent.v1.Agent.Resize:input_type -> sampan.agent.v1.ResizeRequest
+	27, // 36: sampan.agent.v1.Agent.Health:input_type -> sampan.agent.v1.HealthRequest
+	30, // 37: sampan.agent.v1.Agent.Remove:input_type -> sampan.agent.v1.RemoveRequest
+	31, // 38: sampan.agent.v1.Agent.RemoveVolume:input_type -> sampan.agent.v1.VolumeRequest
+	32, // 39: sampan.agent.v1.Agent.VolumeSizes:input_type -> sampan.agent.v1.VolumeSizesRequest
+	34, // 40: sampan.agent.v1.Agent.Freeze:input_type -> sampan.agent.v1.FreezeRequest
+	23, // 41: sampan.agent.v1.Agent.Processes:input_type -> sampan.agent.v1.ProcessRequest
+	23, // 42: sampan.agent.v1.Agent.Usage:input_type -> sampan.agent.v1.ProcessRequest
+	40, // 43: sampan.agent.v1.Agent.Limit:input_type -> sampan.agent.v1.LimitRequest
+	42, // 44: sampan.agent.v1.Agent.Stat:input_type -> sampan.agent.v1.StatRequest
+	44, // 45: sampan.agent.v1.Agent.Pack:input_type -> sampan.agent.v1.PackRequest
+	45, // 46: sampan.agent.v1.Agent.Unpack:input_type -> sampan.agent.v1.UnpackRequest
+	46, // 47: sampan.agent.v1.Agent.Changes:input_type -> sampan.agent.v1.ChangesRequest
 	15, // 48: sampan.agent.v1.Agent.Connect:input_type -> sampan.agent.v1.ConnectRequest
-	18, // 49: sampan.agent.v1.Agent.Disconnect:input_type -> sampan.agent.v1.DisconnectRequest
+	19, // 49: sampan.agent.v1.Agent.Disconnect:input_type -> sampan.agent.v1.DisconnectRequest
 	17, // 50: sampan.agent.v1.Agent.Publish:input_type -> sampan.agent.v1.PublishRequest
-	19, // 51: sampan.agent.v1.Agent.RemoveNetwork:input_type -> sampan.agent.v1.NetworkRequest
-	48, // 52: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
-	2,  // 53: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
-	51, // 54: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
-	5,  // 55: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
-	20, // 56: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
-	20, // 57: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
-	23, // 58: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
-	2,  // 59: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
-	2,  // 60: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
-	27, // 61: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
-	2,  // 62: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
-	2,  // 63: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
-	32, // 64: sampan.agent.v1.Agent.VolumeSizes:output_type -> sampan.agent.v1.VolumeSizesResponse
-	2,  // 65: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
-	34, // 66: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
-	36, // 67: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
-	2,  // 68: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
-	42, // 69: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
-	2,  // 70: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
-	2,  // 71: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
-	46, // 72: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
-	2,  // 73: sampan.agent.v1.Agent.Connect:output_type -> sampan.agent.v1.Empty
-	2,  // 74: sampan.agent.v1.Agent.Disconnect:output_type -> sampan.agent.v1.Empty
-	2,  // 75: sampan.agent.v1.Agent.Publish:output_type -> sampan.agent.v1.Empty
-	2,  // 76: sampan.agent.v1.Agent.RemoveNetwork:output_type -> sampan.agent.v1.Empty
-	49, // 77: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
-	50, // 78: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
-	2,  // 79: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
-	55, // [55:80] is the sub-list for method output_type
-	30, // [30:55] is the sub-list for method input_type
+	18, // 51: sampan.agent.v1.Agent.Relink:input_type -> sampan.agent.v1.RelinkRequest
+	20, // 52: sampan.agent.v1.Agent.RemoveNetwork:input_type -> sampan.agent.v1.NetworkRequest
+	49, // 53: sampan.agent.v1.Agent.Clock:input_type -> sampan.agent.v1.ClockRequest
+	2,  // 54: sampan.agent.v1.Agent.Status:input_type -> sampan.agent.v1.Empty
+	52, // 55: sampan.agent.v1.Agent.PowerOff:input_type -> sampan.agent.v1.PowerOffRequest
+	5,  // 56: sampan.agent.v1.Agent.Configure:output_type -> sampan.agent.v1.ConfigureResponse
+	21, // 57: sampan.agent.v1.Agent.Start:output_type -> sampan.agent.v1.StartResponse
+	21, // 58: sampan.agent.v1.Agent.Exec:output_type -> sampan.agent.v1.StartResponse
+	24, // 59: sampan.agent.v1.Agent.Wait:output_type -> sampan.agent.v1.WaitResponse
+	2,  // 60: sampan.agent.v1.Agent.Signal:output_type -> sampan.agent.v1.Empty
+	2,  // 61: sampan.agent.v1.Agent.Resize:output_type -> sampan.agent.v1.Empty
+	28, // 62: sampan.agent.v1.Agent.Health:output_type -> sampan.agent.v1.HealthResponse
+	2,  // 63: sampan.agent.v1.Agent.Remove:output_type -> sampan.agent.v1.Empty
+	2,  // 64: sampan.agent.v1.Agent.RemoveVolume:output_type -> sampan.agent.v1.Empty
+	33, // 65: sampan.agent.v1.Agent.VolumeSizes:output_type -> sampan.agent.v1.VolumeSizesResponse
+	2,  // 66: sampan.agent.v1.Agent.Freeze:output_type -> sampan.agent.v1.Empty
+	35, // 67: sampan.agent.v1.Agent.Processes:output_type -> sampan.agent.v1.ProcessesResponse
+	37, // 68: sampan.agent.v1.Agent.Usage:output_type -> sampan.agent.v1.UsageResponse
+	2,  // 69: sampan.agent.v1.Agent.Limit:output_type -> sampan.agent.v1.Empty
+	43, // 70: sampan.agent.v1.Agent.Stat:output_type -> sampan.agent.v1.StatResponse
+	2,  // 71: sampan.agent.v1.Agent.Pack:output_type -> sampan.agent.v1.Empty
+	2,  // 72: sampan.agent.v1.Agent.Unpack:output_type -> sampan.agent.v1.Empty
+	47, // 73: sampan.agent.v1.Agent.Changes:output_type -> sampan.agent.v1.ChangesResponse
+	2,  // 74: sampan.agent.v1.Agent.Connect:output_type -> sampan.agent.v1.Empty
+	2,  // 75: sampan.agent.v1.Agent.Disconnect:output_type -> sampan.agent.v1.Empty
+	2,  // 76: sampan.agent.v1.Agent.Publish:output_type -> sampan.agent.v1.Empty
+	2,  // 77: sampan.agent.v1.Agent.Relink:output_type -> sampan.agent.v1.Empty
+	2,  // 78: sampan.agent.v1.Agent.RemoveNetwork:output_type -> sampan.agent.v1.Empty
+	50, // 79: sampan.agent.v1.Agent.Clock:output_type -> sampan.agent.v1.ClockResponse
+	51, // 80: sampan.agent.v1.Agent.Status:output_type -> sampan.agent.v1.StatusResponse
+	2,  // 81: sampan.agent.v1.Agent.PowerOff:output_type -> sampan.agent.v1.Empty
+	56, // [56:82] is the sub-list for method output_type
+	30, // [30:56] is the sub-list for method input_type
 	30, // [30:30] is the sub-list for extension type_name
 	30, // [30:30] is the sub-list for extension extendee
 	0,  // [0:30] is the sub-list for field type_name
@@ -4317,7 +4385,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   55,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

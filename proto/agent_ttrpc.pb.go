@@ -29,6 +29,7 @@ type AgentService interface {
 	Connect(context.Context, *ConnectRequest) (*Empty, error)
 	Disconnect(context.Context, *DisconnectRequest) (*Empty, error)
 	Publish(context.Context, *PublishRequest) (*Empty, error)
+	Relink(context.Context, *RelinkRequest) (*Empty, error)
 	RemoveNetwork(context.Context, *NetworkRequest) (*Empty, error)
 	Clock(context.Context, *ClockRequest) (*ClockResponse, error)
 	Status(context.Context, *Empty) (*StatusResponse, error)
@@ -184,6 +185,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.Publish(ctx, &req)
+			},
+			"Relink": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req RelinkRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Relink(ctx, &req)
 			},
 			"RemoveNetwork": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req NetworkRequest
@@ -390,6 +398,14 @@ func (c *agentClient) Disconnect(ctx context.Context, req *DisconnectRequest) (*
 func (c *agentClient) Publish(ctx context.Context, req *PublishRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Publish", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Relink(ctx context.Context, req *RelinkRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "sampan.agent.v1.Agent", "Relink", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -45,7 +45,7 @@ var why = map[string]string{
 	"--disable-content-trust": "there is no content trust", "--gpus": "the guest has none", "--isolation": "Windows's", "--runtime": "there is one",
 	"--kernel-memory": "cgroup v1's", "--oom-kill-disable": "cgroup v1's", "--memory-swappiness": "cgroup v1's",
 	"--cpu-rt-period": "cgroup v1's", "--cpu-rt-runtime": "cgroup v1's", "--cgroup-parent": "the guest's cgroups are the agent's",
-	"--volume-driver": "there is one", "--link": "old; use a network", "--link-local-ip": "old", "--link, -l": "old", "--storage-opt": "layers have no quota",
+	"--volume-driver": "there is one", "--link-local-ip": "old", "--storage-opt": "layers have no quota",
 	"--use-api-socket": "experimental", "--cluster": "there is no swarm", "--scope": "there is no swarm",
 	"--availability": "there is no swarm", "--group": "there is no swarm", "--limit-bytes": "there is no swarm", "--required-bytes": "there is no swarm",
 	"--secret": "there is no swarm", "--sharing": "there is no swarm", "--topology-preferred": "there is no swarm", "--topology-required": "there is no swarm", "--type": "there is no swarm",

@@ -26,7 +26,7 @@ type networkFlags struct {
 func (f *networkFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.ip, "ip", "", "IPv4 address (e.g., 172.30.100.104)")
 	fs.StringVar(&f.ip6, "ip6", "", "IPv6 address (e.g., 2001:db8::33)")
-	listVar(fs, &f.links, "link", "", "Add link to another container")
+	checkedVar(fs, &f.links, "link", "", "Add link to another container", checkLink)
 	fs.StringVar(&f.mac, "mac-address", "", "Container MAC address (e.g., 92:d0:c6:0a:29:33)")
 	fs.Var(&f.networks, "network", "Connect a container to a network")
 	listVar(fs, &f.aliases, "network-alias", "", "Add network-scoped alias for the container")
@@ -35,6 +35,17 @@ func (f *networkFlags) register(fs *pflag.FlagSet) {
 	for _, old := range []string{"net", "net-alias"} {
 		fs.Lookup(old).Hidden = true
 	}
+}
+
+// checkLink reads NAME[:ALIAS].
+func checkLink(s string) error {
+	if s == "" {
+		return errors.New("empty string specified for links")
+	}
+	if strings.Count(s, ":") > 1 {
+		return fmt.Errorf("bad format for links: %s", s)
+	}
+	return nil
 }
 
 // attachment is one --network.

@@ -121,7 +121,9 @@ func newPsRow(c container.Summary, trunc bool, now time.Time) psRow {
 	}
 	var names, mounts []string
 	for _, n := range c.Names {
-		names = append(names, strings.TrimPrefix(n, "/"))
+		if n = strings.TrimPrefix(n, "/"); !trunc || !strings.Contains(n, "/") { // without those that links give
+			names = append(names, n)
+		}
 	}
 	volumes := 0
 	for _, m := range c.Mounts {

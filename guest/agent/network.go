@@ -126,6 +126,22 @@ func (s *Service) Publish(_ context.Context, req *proto.PublishRequest) (*proto.
 	return &proto.Empty{}, nil
 }
 
+// Relink implements proto.AgentService.
+func (s *Service) Relink(_ context.Context, req *proto.RelinkRequest) (*proto.Empty, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	c, _, err := s.runningPid(req.Container)
+	if err != nil {
+		return nil, err
+	}
+	err = c.edit(hostsFile, func(text []byte) []byte { return relinked(text, req.Alias, req.Address) })
+	if err != nil {
+		return nil, failed("relink container "+c.id, err)
+	}
+	return &proto.Empty{}, nil
+}
+
 // RemoveNetwork implements proto.AgentService.
 func (s *Service) RemoveNetwork(_ context.Context, req *proto.NetworkRequest) (*proto.Empty, error) {
 	if err := s.ready(); err != nil {
@@ -163,6 +179,23 @@ func (c *container) edit(path string, change func([]byte) []byte) error {
 		return fmt.Errorf("%s: more than %d bytes", path, maxEdited)
 	}
 	return os.WriteFile(at, change(text), 0o644)
+}
+
+// relinked gives the line of a hosts file whose first name is alias another
+// address; without one it drops the line.
+func relinked(text []byte, alias, addr string) []byte {
+	var b strings.Builder
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if len(fields) > 1 && fields[1] == alias && !strings.HasPrefix(fields[0], "#") {
+			if addr == "" {
+				continue
+			}
+			line = addr + "\t" + strings.Join(fields[1:], " ") + "\n"
+		}
+		b.WriteString(line)
+	}
+	return []byte(b.String())
 }
 
 // withoutAddresses drops the lines of a hosts file that tell of addresses.

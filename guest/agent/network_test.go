@@ -35,3 +35,17 @@ func TestEdit(t *testing.T) {
 		t.Errorf("a file that isn't ours: %v", err)
 	}
 }
+
+// A link's line gets another address, or goes; the others stay as they are.
+func TestRelinked(t *testing.T) {
+	const text = "127.0.0.1\tlocalhost\n172.17.0.2\tstore dbhost db\n# store\n172.17.0.3\tother store"
+	for addr, want := range map[string]string{
+		"172.17.0.9": "172.17.0.9\tstore dbhost db\n",
+		"":           "",
+	} {
+		want = strings.Replace(text, "172.17.0.2\tstore dbhost db\n", want, 1)
+		if got := string(relinked([]byte(text), "store", addr)); got != want {
+			t.Errorf("%q: got %q, want %q", addr, got, want)
+		}
+	}
+}

@@ -94,7 +94,7 @@ func (s *server) routes() []route {
 		{"POST /containers/{name}/attach", s.containerAttach},
 		{"POST /containers/{name}/resize", s.containerResize},
 		{"POST /containers/{name}/rename", s.containerRename},
-		{"DELETE /containers/{name}", s.containerRemove},
+		{"DELETE /containers/{name...}", s.containerRemove},
 		{"POST /commit", s.commit},
 		{"POST /containers/{name}/pause", s.containerPause},
 		{"POST /containers/{name}/unpause", s.containerUnpause},

@@ -134,7 +134,11 @@ func (s *server) containerRename(w http.ResponseWriter, r *http.Request) error {
 
 func (s *server) containerRemove(w http.ResponseWriter, r *http.Request) error {
 	if boolean(r, "link") {
-		return invalid("sampan: removing links is not supported")
+		if err := s.Engine.Unlink(r.Context(), r.PathValue("name")); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return nil
 	}
 	o := engine.RemoveOptions{Force: boolean(r, "force"), Volumes: boolean(r, "v")}
 	if err := s.Engine.Remove(context.WithoutCancel(r.Context()), r.PathValue("name"), o); err != nil {

@@ -146,6 +146,11 @@ func (g *fakeGuest) Disconnect(_ context.Context, req *proto.DisconnectRequest) 
 	return &proto.Empty{}, nil
 }
 
+func (g *fakeGuest) Relink(_ context.Context, req *proto.RelinkRequest) (*proto.Empty, error) {
+	g.heard("relink %s %s", req.Alias, req.Address)
+	return &proto.Empty{}, nil
+}
+
 func (g *fakeGuest) Publish(_ context.Context, req *proto.PublishRequest) (*proto.Empty, error) {
 	g.heard("publish %d", len(req.Published))
 	return &proto.Empty{}, nil

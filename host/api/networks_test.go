@@ -110,6 +110,54 @@ func TestNetworks(t *testing.T) {
 	}
 }
 
+// The real client links containers of the default network, to which the guest
+// tells new addresses.
+func TestLinks(t *testing.T) {
+	d := start(t)
+	d.refused("could not get container for nosuch: No such container: nosuch", "create", "--link", "nosuch:x", "img")
+	d.ok("run", "-d", "--name", "away", "--network", "none", "img", "sleep")
+	d.ok("create", "--name", "db", "img", "sleep")
+	d.ok("create", "--name", "web", "--link", "db:store", "--link", "away:store", "--link", "db", "img", "sleep")
+	d.refused("Cannot link to a non running container: /db AS /web/store", "start", "web")
+	d.ok("start", "db")
+	d.ok("start", "web")
+	d.said()
+	if out := d.ok("inspect", "-f", "{{json .HostConfig.Links}}", "web"); out != `["/db:/web/db","/db:/web/store"]` {
+		t.Errorf("inspect: %s", out)
+	}
+	if out := d.ok("ps", "--no-trunc", "--format", "{{.Names}}", "-f", "name=db"); out != "db,web/db,web/store" {
+		t.Errorf("ps: %s", out)
+	}
+	// What inspect shows makes the same link.
+	d.ok("create", "--name", "again", "--link", "/db:/web/store", "img", "sleep")
+	d.ok("rename", "db", "base")
+	if out := d.ok("inspect", "-f", "{{.HostConfig.Links}}", "again"); out != "[/base:/again/store]" {
+		t.Errorf("inspect: %s", out)
+	}
+	d.ok("kill", "base")
+	d.ok("run", "-d", "--name", "first", "img", "sleep") // takes the address
+	d.ok("start", "base")
+	if got, want := d.said(), "relink store 172.17.0.4\nrelink db 172.17.0.4"; got != want {
+		t.Errorf("the guest was told %q, want %q", got, want)
+	}
+	d.ok("rm", "--link", "web/db")
+	d.refused("No such container: web/db", "rm", "--link", "web/db")
+	d.refused("cannot remove the default link name of the container", "rm", "--link", "web")
+	if got := d.said(); got != "relink db " {
+		t.Errorf("the guest was told %q", got)
+	}
+	// A link leads to a container, not to its name, and outlives the daemon.
+	d.ok("kill", "web")
+	d.ok("rm", "-f", "base")
+	d.ok("run", "-d", "--name", "base", "img", "sleep")
+	d.stop()
+	d.serve()
+	d.refused("Cannot link to a non running container: /db AS /web/store", "start", "web")
+	d.ok("start", "away")
+	d.refused("Cannot link to /away, as it does not belong to the default network", "run", "--link", "away", "img")
+	d.refused("host type networking can't be used with links", "run", "--network", "host", "--link", "away", "img")
+}
+
 // Compose sends all networks with the creation.
 func TestCreateInNetworks(t *testing.T) {
 	d := start(t)
@@ -119,7 +167,7 @@ func TestCreateInNetworks(t *testing.T) {
 		"network-scoped aliases are only supported for user-defined networks": {"bridge": {Aliases: []string{"x"}}},
 		"container cannot be connected to multiple networks with one of":      {"none": {}, "n1": {}},
 		"invalid MAC address":                          {"n1": {MacAddress: network.HardwareAddr{1, 2, 3, 4, 5, 6}}},
-		"--link in the default network":                {"bridge": {Links: []string{"a:b"}}},
+		"a link that is not in HostConfig.Links":       {"bridge": {Links: []string{"a:b"}}},
 		"NetworkingConfig.DriverOpts is not supported": {"n1": {DriverOpts: map[string]string{"a": "b"}}},
 	} {
 		_, err := d.client.ContainerCreate(t.Context(), client.ContainerCreateOptions{Image: "img", NetworkingConfig: &network.NetworkingConfig{EndpointsConfig: eps}})

@@ -112,9 +112,6 @@ func checkHost(h *container.HostConfig) error {
 	if err := checkLog(h.LogConfig); err != nil {
 		return err
 	}
-	if len(h.Links) > 0 && (h.NetworkMode == "" || h.NetworkMode.IsDefault() || h.NetworkMode.IsBridge()) {
-		return errLegacyLink
-	}
 	return refuse([]named{
 		{"HostConfig.VolumeDriver " + strconv.Quote(h.VolumeDriver), h.VolumeDriver != "" && h.VolumeDriver != "local"},
 		{"HostConfig.Cgroup", h.Cgroup != ""},
@@ -281,7 +278,7 @@ func hostPorts(s string) (r [2]int, err error) {
 // network.
 func checkSharedNetwork(c *container.Config, h *container.HostConfig) error {
 	if h.NetworkMode.IsHost() && len(h.Links) > 0 {
-		return invalid("conflicting options: host type networking can't be used with links. This would result in undefined behavior")
+		return errHostLink
 	}
 	if !h.NetworkMode.IsContainer() {
 		return nil

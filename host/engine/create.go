@@ -61,6 +61,9 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 	if rec.Networks, err = e.attachments(rec.HostConfig, req.NetworkingConfig); err != nil {
 		return none, err
 	}
+	if err := e.planLinks(&rec); err != nil {
+		return none, err
+	}
 	borrowed, err := e.borrowMounts(rec.HostConfig.VolumesFrom)
 	if err != nil {
 		return none, err
@@ -72,7 +75,7 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 	if _, err := makeSpec(specInput{ID: rec.ID, Arch: e.cfg.Arch, Config: rec.Config, Host: rec.HostConfig, Args: rec.Args}); err != nil {
 		return none, err
 	}
-	if _, err := e.netFiles(&rec, nil); err != nil {
+	if _, err := e.netFiles(&rec, nil, nil); err != nil {
 		return none, err
 	}
 	if err := e.register(&rec, release); err != nil {

@@ -114,7 +114,7 @@ func (e *Engine) attachments(h *container.HostConfig, n *apinet.NetworkingConfig
 		if err == nil {
 			a.Name, a.ID = known.Name, known.ID
 		}
-		if mode == name && len(h.Links) > 0 {
+		if mode == name && len(h.Links) > 0 && h.NetworkMode.IsUserDefined() {
 			ep.Links = append(slices.Clone(ep.Links), h.Links...)
 		}
 		if err := checkEndpoint(known, a); err != nil {
@@ -155,7 +155,7 @@ func (e *Engine) attachments(h *container.HostConfig, n *apinet.NetworkingConfig
 var (
 	errHostNetwork   = invalid("container cannot be disconnected from host network or connected to host network")
 	errNoNetwork     = invalid("container cannot be connected to multiple networks with one of the networks in private (none) mode")
-	errLegacyLink    = unsupported("--link in the default network: make one of your own (network create), whose containers find each other by name: that")
+	errLegacyLink    = unsupported("a link that is not in HostConfig.Links, in the default network: that")
 	errSharedNetwork = invalid("container sharing network namespace with another container or host cannot be connected to any other network")
 )
 

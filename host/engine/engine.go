@@ -303,23 +303,37 @@ func (e *Engine) adopt(c *ctr) {
 // returns when all have been tried.
 func (e *Engine) Restart(ctx context.Context) {
 	var wg sync.WaitGroup
-	for _, c := range e.all() {
+	all := e.all()
+	tried := map[string]chan struct{}{} // closed; links wait for who is at their other end
+	for _, c := range all {
+		tried[c.id] = make(chan struct{})
+	}
+	for _, c := range all {
 		c.mu.Lock()
 		rec := c.rec
 		running := c.run != nil
 		c.mu.Unlock()
 		switch {
 		case running:
+			close(tried[c.id])
 		case rec.HostConfig.AutoRemove && c.adopted:
 			// One that a client has started meanwhile is not removed: no Force.
 			if err := e.Remove(ctx, c.id, RemoveOptions{Volumes: true}); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
 				e.log.Error("remove container", "id", c.id, "error", err)
 			}
+			close(tried[c.id])
 		case !comesBack(&rec):
+			close(tried[c.id])
 		default:
 			wg.Add(1)
 			go func() {
 				defer wg.Done()
+				defer close(tried[c.id])
+				for _, l := range rec.Links { // to older ones, and so in no circle
+					if other := tried[l.ID]; other != nil {
+						<-other
+					}
+				}
 				if err := e.start(ctx, c, false); err != nil && !errdefs.IsNotModified(err) {
 					e.log.Error("start container by its policy", "id", c.id, "error", err)
 				}

@@ -213,6 +213,7 @@ func (e *Engine) beginExec(ctx context.Context, x *exec, o container.ExecStartRe
 		if r == nil {
 			return nil, conflict("container %s is not running", x.ctr.id)
 		}
+		base = withVariables(base, r.linkEnv)
 		x.guest = r.guest
 	}
 	size := x.req.ConsoleSize

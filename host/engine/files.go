@@ -8,9 +8,9 @@ import (
 )
 
 // netFiles are the files that a container gets beside its image's, by path,
-// with its endpoints.
-func (e *Engine) netFiles(rec *record, ends []*endpoint) (map[string][]byte, error) {
-	hosts, err := hostsFile(rec, ends, e.cfg.HostGateway)
+// with its endpoints and links.
+func (e *Engine) netFiles(rec *record, ends []*endpoint, links []linked) (map[string][]byte, error) {
+	hosts, err := hostsFile(rec, ends, links, e.cfg.HostGateway)
 	if err != nil {
 		return nil, err
 	}
@@ -21,7 +21,7 @@ func (e *Engine) netFiles(rec *record, ends []*endpoint) (map[string][]byte, err
 	}, nil
 }
 
-func hostsFile(rec *record, ends []*endpoint, gateway netip.Addr) ([]byte, error) {
+func hostsFile(rec *record, ends []*endpoint, links []linked, gateway netip.Addr) ([]byte, error) {
 	var b strings.Builder
 	b.WriteString("127.0.0.1\tlocalhost\n" +
 		"::1\tlocalhost ip6-localhost ip6-loopback\n" +
@@ -33,6 +33,9 @@ func hostsFile(rec *record, ends []*endpoint, gateway netip.Addr) ([]byte, error
 			return nil, err
 		}
 		fmt.Fprintf(&b, "%s\t%s\n", addr, name)
+	}
+	for i := range links {
+		fmt.Fprintln(&b, links[i].hosts())
 	}
 	for _, ep := range ends {
 		for _, line := range hostsLines(rec, ep) {

@@ -97,7 +97,7 @@ func hasHealth(c *container.Config) bool {
 }
 
 // healthRequest is what the guest needs to check a container; nil for none.
-func healthRequest(rec *record, arch string) (*proto.HealthCheck, error) {
+func healthRequest(rec *record, env []string, arch string) (*proto.HealthCheck, error) {
 	if !hasHealth(rec.Config) {
 		return nil, nil
 	}
@@ -110,7 +110,7 @@ func healthRequest(rec *record, arch string) (*proto.HealthCheck, error) {
 		}
 		cmd = append(append([]string{}, shell...), cmd...)
 	}
-	p, err := execProcess(container.ExecCreateRequest{Cmd: cmd}, rec.Config, rec.HostConfig, arch)
+	p, err := execProcess(container.ExecCreateRequest{Cmd: cmd}, withVariables(rec.Config, env), rec.HostConfig, arch)
 	if err != nil {
 		return nil, err
 	}

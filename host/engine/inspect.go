@@ -31,6 +31,11 @@ func (e *Engine) Inspect(ctx context.Context, name string, size bool) (container
 			Ports: v.bound, Networks: v.networks(),
 		},
 	}
+	if len(r.Links) > 0 {
+		h := *r.HostConfig
+		h.Links = e.shownLinks(r)
+		resp.HostConfig = &h
+	}
 	if len(r.Args) > 0 {
 		resp.Path = r.Args[0]
 		resp.Args = append(resp.Args, r.Args[1:]...)

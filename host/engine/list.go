@@ -55,6 +55,7 @@ func (e *Engine) List(ctx context.Context, o ListOptions) ([]container.Summary, 
 		return cmp.Or(b.rec.Created.Compare(a.rec.Created), strings.Compare(a.rec.ID, b.rec.ID))
 	})
 	list := []container.Summary{}
+	names := linkNames(views)
 	for _, v := range views {
 		if o.Limit > 0 && len(list) == o.Limit {
 			break
@@ -63,6 +64,8 @@ func (e *Engine) List(ctx context.Context, o ListOptions) ([]container.Summary, 
 			continue
 		}
 		s := v.summary(time.Now())
+		s.Names = append(s.Names, names[s.ID]...)
+		slices.Sort(s.Names)
 		if o.Size {
 			if s.SizeRw, s.SizeRootFs, err = e.sizes(ctx, &v.rec, true); err != nil {
 				if errdefs.IsConflict(err) || errdefs.IsNotFound(err) {

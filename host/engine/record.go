@@ -28,7 +28,10 @@ type record struct {
 	// shares another container's. The slice is replaced, never modified.
 	Networks []attachment
 	Mounts   []mountRecord `json:",omitempty"`
-	State    state
+	// Links to others of the default network. The slice is replaced, never
+	// modified.
+	Links []link `json:",omitempty"`
+	State state
 	// RestartCount counts restarts by policy.
 	RestartCount int
 	// Stopped says that a user has stopped it.

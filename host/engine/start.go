@@ -31,6 +31,8 @@ type run struct {
 	unuse   func() // of the volumes; nil before they are used
 	started time.Time
 	ended   chan struct{} // closed when the container's state says so
+	// linkEnv are the variables that the container has of its links.
+	linkEnv []string
 	// unmirror is called at the end of a run in the host's network; else nil.
 	unmirror func()
 	// signals is held while a signal is sent and told of: its event precedes
@@ -161,6 +163,7 @@ func (e *Engine) begin(ctx context.Context, c *ctr, h *hub) (err error) {
 	for _, ep := range r.endpoints() {
 		e.emitNetwork(&ep.net.networkRecord, events.ActionConnect, map[string]string{"container": c.id})
 	}
+	e.relink(c.id, c.view())
 	e.emitMounts(c)
 	e.emitContainer(c, events.ActionStart, nil)
 	e.wg.Go(func() { e.supervise(c, r, log) })
@@ -210,6 +213,14 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 		cfg.Hostname, cfg.Domainname = owner.Config.Hostname, owner.Config.Domainname
 		in.Config, in.SharedNetwork = &cfg, owner.ID
 	}
+	links, err := e.links(rec)
+	if err != nil {
+		return nil, err
+	}
+	for i := range links {
+		r.linkEnv = append(r.linkEnv, links[i].variables(rec.Name)...)
+	}
+	in.Config = withVariables(in.Config, r.linkEnv)
 	spec, err := makeSpec(in)
 	if err != nil {
 		return nil, err
@@ -235,7 +246,7 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 		}
 		req.Devices = append(req.Devices, &proto.Device{Path: d.PathOnHost, Target: d.PathInContainer, Permissions: permissions})
 	}
-	if req.Health, err = healthRequest(rec, e.cfg.Arch); err != nil {
+	if req.Health, err = healthRequest(rec, r.linkEnv, e.cfg.Arch); err != nil {
 		return nil, err
 	}
 	if !rec.HostConfig.NetworkMode.IsContainer() {
@@ -256,7 +267,7 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 		}
 		req.Published = r.everywhere()
 	}
-	req.Files, err = e.netFiles(owner, ends)
+	req.Files, err = e.netFiles(owner, ends, links)
 	return req, err
 }
 
@@ -344,5 +355,5 @@ func startError(prefix string, err error) error {
 
 func isClassed(err error) bool {
 	return errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err) || errdefs.IsConflict(err) ||
-		errdefs.IsPermissionDenied(err) || errdefs.IsNotImplemented(err)
+		errdefs.IsPermissionDenied(err) || errdefs.IsNotImplemented(err) || errdefs.IsInternal(err)
 }

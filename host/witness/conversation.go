@@ -80,12 +80,19 @@ func (p *Proxy) listen(asked, answered io.Reader) {
 
 var versioned = regexp.MustCompile(`^/v(\d+\.\d+)(/.*)$`)
 
+// linkPath is that of a link, CONTAINER/ALIAS; the description has only names
+// without a slash.
+var linkPath = regexp.MustCompile(`^(/containers/[^/]+)/[^/]+$`)
+
 func (p *Proxy) question(req *http.Request) *question {
 	q := &question{req: req, version: p.API.Latest, turned: make(chan bool, 1),
 		wrong: make(chan []string, 1), accepted: make(chan bool, 2)}
 	path := req.URL.Path
 	if m := versioned.FindStringSubmatch(path); m != nil {
 		q.version, path = m[1], m[2]
+	}
+	if req.Method == http.MethodDelete && req.URL.Query().Get("link") == "1" {
+		path = linkPath.ReplaceAllString(path, "$1")
 	}
 	q.op = p.API.find(q.version, req.Method, path)
 	return q

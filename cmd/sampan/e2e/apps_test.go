@@ -152,6 +152,7 @@ services:
     depends_on: [web]
     command: sleep 1000
     networks: [default, other]
+    links: ["web:site"]
 networks:
   other: {}
 `
@@ -173,7 +174,7 @@ func TestCompose(t *testing.T) {
 	}
 	compose("up", "-d")
 	eventually(t, 20*time.Second, "the service is there on the host", func() bool { _, err := get("http://127.0.0.1:" + port + "/passwd"); return err == nil })
-	if out := compose("exec", "-T", "client", "wget", "-qO-", "http://web/passwd"); !strings.HasPrefix(out, "root:") {
+	if out := compose("exec", "-T", "client", "wget", "-qO-", "http://web/passwd", "http://site/passwd"); strings.Count(out, "root:x:") != 2 {
 		t.Errorf("from service to service: %q", out)
 	}
 	if out := compose("ps", "--format", "{{.Service}} {{.State}}"); sorted(out) != "client running\nweb running" {
