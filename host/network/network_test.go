@@ -479,3 +479,27 @@ func TestResolvConf(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// What listens on the host's IPv6 loopback alone is found there.
+func TestHostLoopback(t *testing.T) {
+	ln, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		t.Skipf("no IPv6 here: %v", err)
+	}
+	port := ln.Addr().(*net.TCPAddr).AddrPort().Port()
+	m := new(outbound).begin()
+	defer m.end()
+	c, err := m.dial(loopback4, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.RemoteAddr().String(); got != ln.Addr().String() {
+		t.Errorf("connected to %s, want %s", got, ln.Addr())
+	}
+	c.Close()
+	ln.Close()
+	if c, err := m.dial(loopback4, port); err == nil {
+		c.Close()
+		t.Error("connected to nobody")
+	}
+}

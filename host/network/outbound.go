@@ -2,9 +2,11 @@ package network
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -89,7 +91,7 @@ func (o *outbound) tcp(r *tcp.ForwarderRequest) {
 		r.Complete(true)
 		return
 	}
-	conn, err := m.dial(netip.AddrPortFrom(o.net.actual(to), r.ID().LocalPort))
+	conn, err := m.dial(o.net.actual(to), r.ID().LocalPort)
 	if err != nil {
 		r.Complete(true)
 		return
@@ -114,15 +116,20 @@ func (o *outbound) tcp(r *tcp.ForwarderRequest) {
 	splice(m.ctx, gonet.NewTCPConn(&wq, ep), ep, conn)
 }
 
-// dial makes a connection to the outside while the machine is there.
-func (m *tenure) dial(to netip.AddrPort) (*net.TCPConn, error) {
+// dial makes a connection to the outside while the machine is there. What listens
+// on the host's loopback may do so for IPv6 alone: many a development server's
+// "localhost" is ::1.
+func (m *tenure) dial(to netip.Addr, port uint16) (*net.TCPConn, error) {
 	if !m.enter() {
 		return nil, context.Cause(m.ctx)
 	}
 	defer m.wg.Done()
 	ctx, cancel := context.WithTimeout(m.ctx, connectTimeout)
 	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp4", to.String())
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp4", netip.AddrPortFrom(to, port).String())
+	if to == loopback4 && errors.Is(err, syscall.ECONNREFUSED) {
+		conn, err = new(net.Dialer).DialContext(ctx, "tcp6", netip.AddrPortFrom(netip.IPv6Loopback(), port).String())
+	}
 	if err != nil {
 		return nil, err
 	}

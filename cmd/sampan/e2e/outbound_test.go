@@ -54,7 +54,7 @@ func TestOutbound(t *testing.T) {
 		t.Errorf("subnets beside the host's routes: %q", subnets)
 	}
 
-	h.sampan(t, "run", "-d", "--name", "box", "-v", filepath.Join(files.bin, "peer")+":/peer:ro", "busybox", "sleep", "1000")
+	h.sampan(t, "run", "-d", "--name", "box", "--add-host", "both:2001:db8::7", "--add-host", "both:host-gateway", "-v", filepath.Join(files.bin, "peer")+":/peer:ro", "busybox", "sleep", "1000")
 	for _, c := range []struct {
 		cmd  string
 		want string // "": must fail
@@ -72,6 +72,10 @@ func TestOutbound(t *testing.T) {
 		{"ping -c 1 -W 1 198.51.100.2", ""}, // the black hole
 		{"ping -c 1 -W 5 203.0.113.1", ""},  // no route
 		{"nc -w 5 203.0.113.1 80", ""},
+		// Nothing leaves by IPv6, which is told at once: who has an address of each
+		// family tries the other.
+		{"timeout 9 nc -w 8 2001:db8::7 80 2>&1 | grep unreachable", "Network is unreachable"},
+		{"timeout 9 /peer ask both:7000", "hello"},
 	} {
 		r := h.try(t, "", "sampan", "exec", "box", "sh", "-c", c.cmd)
 		if c.want == "" && r.code == 0 || c.want != "" && (r.code != 0 || !strings.Contains(r.stdout, c.want)) {

@@ -45,6 +45,7 @@ func TestPorts(t *testing.T) {
 	}
 	eventually(t, 10*time.Second, "peer is ready", func() bool { return h.sampan(t, "logs", "peer") == "ready\n" })
 	t.Run("datagrams", p.datagrams)
+	t.Run("outwards", p.outwards)
 	t.Run("ends", p.ends)
 	t.Run("proxy protocol", p.proxyProtocol)
 	t.Run("bulk", p.bulk)
@@ -103,6 +104,35 @@ func (p peer) datagrams(t *testing.T) {
 			if n, err := c.Read(b); err != nil || !bytes.Equal(b[:n], sent) {
 				t.Fatalf("of %d bytes %d came back, %v", size, n, err)
 			}
+		}
+	}
+}
+
+// outwards reaches a server that listens on the host's loopback, be it ::1 alone.
+func (p peer) outwards(t *testing.T) {
+	for _, at := range []string{"127.0.0.1:0", "[::1]:0"} {
+		if at == "[::1]:0" && !p.v6 {
+			t.Log("[::1] is left out: no IPv6 here")
+			continue
+		}
+		ln, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				io.WriteString(c, "at "+at)
+				c.Close()
+			}
+		}()
+		port := fmt.Sprint(ln.Addr().(*net.TCPAddr).Port)
+		if got := p.h.sampan(t, "exec", "peer", "nc", "-w", "10", "host.docker.internal", port); got != "at "+at {
+			t.Errorf("a server at %s says %q", at, got)
 		}
 	}
 }
