@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -168,6 +171,46 @@ func TestReplayOver(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("it goes on")
+	}
+}
+
+// TestReplayFails: a replay that can't go on ends when the host has closed the
+// stream, and keeps no thread.
+func TestReplayFails(t *testing.T) {
+	for name, tt := range map[string]struct {
+		dir  string
+		sent []byte
+	}{
+		"no share":       {"/nonexistent", nil},
+		"not a message":  {t.TempDir(), []byte{1, 0xff}},
+		"a long message": {t.TempDir(), binary.AppendUvarint(nil, proto.MaxReplay+1)},
+	} {
+		agent, host := sockets(t)
+		ended := make(chan error, 1)
+		go func() { ended <- Replay(agent, tt.dir) }()
+		host.SetDeadline(time.Now().Add(10 * time.Second))
+		host.Write(tt.sent)
+		if _, err := io.Copy(io.Discard, host); err != nil { // up to the agent's end
+			t.Errorf("%s: %v", name, err)
+		}
+		select {
+		case err := <-ended:
+			t.Errorf("%s: over before the host has closed the stream: %v", name, err)
+		default:
+		}
+		host.Close()
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Errorf("%s: no error", name)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: it goes on", name)
+		}
+	}
+	stacks := make([]byte, 1<<20)
+	if s := string(stacks[:runtime.Stack(stacks, true)]); strings.Contains(s, "agent.Replay") {
+		t.Errorf("a thread is kept:\n%s", s)
 	}
 }
 

@@ -28,18 +28,38 @@ func Replay(stream io.ReadWriteCloser, dir string) error {
 	go func() {
 		runtime.LockOSThread()
 		err := replayAll(stream, dir)
-		if over(err) {
-			err = setGroup(0)
+		closed := over(err)
+		if closed {
+			err = nil
+		} else {
+			closed = awaitClose(stream)
 		}
-		if err == nil {
+		stream.Close()
+		if closed {
+			if groupErr := setGroup(0); groupErr != nil {
+				closed, err = false, errors.Join(err, groupErr)
+			}
+		}
+		if closed {
 			runtime.UnlockOSThread()
 		}
 		done <- err
-		if err != nil {
+		if !closed {
 			select {} // the host may still take this thread for the one that replays
 		}
 	}()
 	return <-done
+}
+
+// awaitClose waits until the host has closed the stream, which it does when no
+// more answers can come. False means that this can't be known.
+func awaitClose(stream io.ReadWriteCloser) bool {
+	w, ok := stream.(closeWriter)
+	if !ok || w.CloseWrite() != nil {
+		return false
+	}
+	_, err := io.Copy(io.Discard, stream)
+	return err == nil || over(err)
 }
 
 // over tells whether an error of the stream means that the host has closed it,
@@ -55,8 +75,7 @@ func over(err error) bool {
 }
 
 // replayAll always returns an error: why it has ended.
-func replayAll(stream io.ReadWriteCloser, dir string) error {
-	defer stream.Close()
+func replayAll(stream io.ReadWriter, dir string) error {
 	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: dir, Err: err}

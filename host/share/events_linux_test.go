@@ -108,7 +108,8 @@ func TestRescan(t *testing.T) {
 	upTo(t, lines, "DELETE answered")
 	p, err := tree.server.fs().node(root)
 	check(t, err)
-	e.unnamed(entryKey{p, "forgotten"}, unix.S_IFREG) // as if that had been lost
+	e.unnamed(entryKey{p, "forgotten"}, unix.S_IFREG)              // as if that had been lost
+	e.unnamed(entryKey{p, strings.Repeat("x", 300)}, unix.S_IFREG) // an error that doesn't say it's gone
 	tree.server.fs().put(p)
 	tree.server.fs().events.rescan(since)
 	check(t, os.Mkdir(dir+"/last", 0o755))

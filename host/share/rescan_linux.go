@@ -1,6 +1,8 @@
 package share
 
 import (
+	"errors"
+	"io"
 	"maps"
 	"os"
 	"time"
@@ -122,6 +124,8 @@ func (r rescan) past(p *node, names map[string]uint32) {
 		var st unix.Stat_t
 		if err := fstatat(p.fd, name, &st); err == nil {
 			r.unnamed(entryKey{p, name}, kind)
+		} else if !gone(err) {
+			r.unseen(p, name, err)
 		} else if n := r.f.seen(p, name); n != nil { // known again
 			r.f.put(n)
 			r.removed(entryKey{p, name})
@@ -139,13 +143,19 @@ func (r rescan) dir(p *node, known []string) {
 		if n == nil {
 			continue
 		}
-		if fstatat(p.fd, name, &st) != nil || uint64(st.Dev) != n.dev || st.Ino != n.ino {
+		err := fstatat(p.fd, name, &st)
+		if err != nil && !gone(err) {
+			r.unseen(p, name, err)
+		} else if err != nil || uint64(st.Dev) != n.dev || st.Ino != n.ino {
 			r.tell(&op{kind: proto.Replay_DELETE, mode: n.kind, dir: p, name: name})
 		}
 		r.f.put(n)
 	}
 	fd, err := openat(unix.AT_FDCWD, p.proc, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
+		if !gone(err) {
+			r.unseen(p, ".", err)
+		}
 		return
 	}
 	dir := os.NewFile(uintptr(fd), "")
@@ -155,10 +165,24 @@ func (r rescan) dir(p *node, known []string) {
 		for _, name := range names {
 			r.entry(p, name)
 		}
+		if err != nil && err != io.EOF {
+			r.unseen(p, ".", err)
+		}
 		if err != nil || r.ctx.Err() != nil {
 			return
 		}
 	}
+}
+
+// gone tells whether an error says that something isn't there, rather than that
+// nobody knows.
+func gone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)
+}
+
+// unseen tells people what couldn't be looked at.
+func (r rescan) unseen(p *node, name string, err error) {
+	r.log.Warn("watchers in containers may have missed changes of a shared file", "inode", p.ino, "name", name, "error", err)
 }
 
 func (r rescan) entry(p *node, name string) {
