@@ -461,8 +461,11 @@ type StartRequest struct {
 	//   - a mount of type "socket" is a UNIX socket whose connections become
 	//     streams of the kind StreamSocket; its source is the name that they give.
 	//     Options "ro", "rw" and "mode=OCTAL", which is the socket's;
-	//   - a network namespace with the path "container:ID" is that of another
-	//     container, which must be running.
+	//   - a mount of type "shm" is shared memory that other containers can have:
+	//     a new one, whose options with a "=" are the file system's, or with the
+	//     source "container:ID" that of another container;
+	//   - a network, ipc or pid namespace with the path "container:ID" is that of
+	//     another container, which must be running.
 	Spec []byte `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Names of EROFS files in the share ShareImages, bottom layer first.
 	Layers []string `protobuf:"bytes,3,rep,name=layers,proto3" json:"layers,omitempty"`

@@ -152,9 +152,11 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 	if err != nil {
 		return 0, err
 	}
-	if err := s.shareNetwork(spec); err != nil {
+	shared, err := s.shareNamespaces(spec)
+	if err != nil {
 		return 0, err
 	}
+	defer func() { err = s.errorOf(err, shared) }()
 	if err := addDevices(spec, req); err != nil {
 		return 0, err
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
 
 	"sampan/guest/boot"
 )
@@ -17,6 +18,7 @@ const (
 	mountHost   = "host"
 	mountVolume = "volume"
 	mountSocket = "socket"
+	mountShm    = "shm"
 )
 
 // resolveMounts turns the mounts that only the agent knows into binds, and
@@ -32,6 +34,8 @@ func (s *Service) resolveMounts(r *rootfs, spec *specs.Spec, files map[string][]
 			src, err = s.bindVolume(r, m)
 		case mountSocket:
 			src, err = r.relay(m, s.cfg.DialHost, s.cfg.Log)
+		case mountShm:
+			src, err = s.shm(r, &m)
 		default:
 			continue
 		}
@@ -55,6 +59,35 @@ func (s *Service) resolveMounts(r *rootfs, spec *specs.Spec, files map[string][]
 		}
 	}
 	return nil
+}
+
+// shm returns where the shared memory is that m names: another container's, or
+// one that others can have, too. The options that are the file system's are
+// taken from m.
+func (s *Service) shm(r *rootfs, m *specs.Mount) (string, error) {
+	var own, mount []string
+	for _, o := range m.Options {
+		if strings.Contains(o, "=") {
+			own = append(own, o)
+		} else {
+			mount = append(mount, o)
+		}
+	}
+	m.Options = mount
+	id, others := strings.CutPrefix(m.Source, containerNamespace)
+	if !others {
+		return r.newShm(own)
+	}
+	c, err := s.running(id)
+	if err != nil {
+		return "", err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.root == nil || c.root.shm == "" {
+		return "", errorf(codes.FailedPrecondition, "container %s has no shared memory to share", id)
+	}
+	return r.joinShm(c.root.shm)
 }
 
 // bindVolume returns where the volume that m names, or the part of it, is.

@@ -28,24 +28,45 @@ const maxEdited = 1 << 20
 // (agent.proto, StartRequest.spec).
 const containerNamespace = "container:"
 
-// shareNetwork finds the container whose network namespace a spec names.
-func (s *Service) shareNetwork(spec *specs.Spec) error {
+// shareable are the namespaces that can be another container's, by their names
+// in /proc/PID/ns.
+var shareable = map[specs.LinuxNamespaceType]string{
+	specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.PIDNamespace: "pid",
+}
+
+// shareNamespaces finds the containers whose namespaces a spec names.
+func (s *Service) shareNamespaces(spec *specs.Spec) (ids []string, err error) {
 	for i := range spec.Linux.Namespaces {
 		ns := &spec.Linux.Namespaces[i]
 		id, ok := strings.CutPrefix(ns.Path, containerNamespace)
 		if !ok {
 			continue
 		}
-		if ns.Type != specs.NetworkNamespace {
-			return errorf(codes.InvalidArgument, "spec: %s namespace of another container", ns.Type)
+		file := shareable[ns.Type]
+		if file == "" {
+			return nil, errorf(codes.InvalidArgument, "spec: %s namespace of another container", ns.Type)
 		}
 		_, pid, err := s.runningPid(id)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		ns.Path = fmt.Sprintf("/proc/%d/ns/net", pid)
+		ids = append(ids, id)
+		ns.Path = fmt.Sprintf("/proc/%d/ns/%s", pid, file)
 	}
-	return nil
+	return ids, nil
+}
+
+// errorOf replaces an error of a start by the better reason that a container
+// whose namespace was to be shared has ended meanwhile.
+func (s *Service) errorOf(err error, shared []string) error {
+	if err != nil {
+		for _, id := range shared {
+			if _, ended := s.running(id); ended != nil {
+				return ended
+			}
+		}
+	}
+	return err
 }
 
 // runningPid finds a running container and its first process.

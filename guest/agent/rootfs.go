@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +22,7 @@ type rootfs struct {
 	binds  []string          // mounted below run, in order
 	files  map[string]string // what is mounted over the container's own files, by path
 	relays []*relay
+	shm    string // where the shared memory is that others can have; else ""
 	// ephemeral says that the writable layer goes with the container's end.
 	ephemeral bool
 }
@@ -149,6 +151,30 @@ func (r *rootfs) attach(tree int, isDir bool) (string, error) {
 	}
 	r.binds = append(r.binds, target)
 	return target, nil
+}
+
+// newShm mounts shared memory that other containers can have, and returns where.
+func (r *rootfs) newShm(options []string) (string, error) {
+	target, err := r.bindTarget(true)
+	if err != nil {
+		return "", err
+	}
+	if err := unix.Mount("shm", target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, strings.Join(options, ",")); err != nil {
+		return "", fmt.Errorf("mount shared memory: %w", err)
+	}
+	r.binds, r.shm = append(r.binds, target), target
+	return target, nil
+}
+
+// joinShm mounts the shared memory of another container, which must not be
+// unmounted meanwhile, and returns where.
+func (r *rootfs) joinShm(at string) (string, error) {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return "", fmt.Errorf("clone shared memory: %w", err)
+	}
+	r.shm, err = r.attach(tree, true)
+	return r.shm, err
 }
 
 // cloneBelow is a detached mount of what the path src, below the directory dir,

@@ -40,6 +40,9 @@ func (r *Runtime) Create(ctx context.Context, cfg Config, stdio Stdio) (*Contain
 	}
 	c.cgroup = s.cgroup
 	c.first = &Process{r: r, stage: s.stage, child: s.stage.child, cgroup: s.cgroup}
+	if s.forks {
+		c.first.child, c.first.ended = nil, make(chan struct{})
+	}
 	settings, err := cgroupSettings(cfg.Spec.Linux.Resources)
 	if err == nil {
 		err = s.cgroup.configure(settings, &r.devices, cfg.Spec.Linux.Resources)
@@ -54,7 +57,6 @@ func (r *Runtime) Create(ctx context.Context, cfg Config, stdio Stdio) (*Contain
 		err = c.first.create(ctx)
 	}
 	if err != nil {
-		s.stage.kill()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 		defer cancel()
 		return nil, errors.Join(err, c.Destroy(ctx))
@@ -96,6 +98,7 @@ func (r *Runtime) createShell(cfg Config, stdio Stdio) (s *shell, network func()
 	if err != nil {
 		return nil, nil, err
 	}
+	given.forks = plan.PidFD != 0
 	if given != s {
 		network = cfg.network(given, flags)
 	}
@@ -145,6 +148,9 @@ func (r *Runtime) createPlan(plan *stage2.Plan, cfg Config, stdio Stdio, extra *
 	}
 	if plan.Process, err = r.process(spec.Process, spec.Linux.Seccomp, files, stdio); err != nil {
 		return err
+	}
+	if cfg.Init && plan.PidFD != 0 {
+		return errors.New("an init in the pid namespace of another container")
 	}
 	if cfg.Init {
 		f, err := os.Open(r.opts.Stage2)
@@ -198,12 +204,16 @@ func namespacePlan(list []specs.LinuxNamespace, plan *stage2.Plan, extra *descri
 			plan.Root.NewCgroupNS = true
 		case ns.Path == "":
 			flags |= flag
-		case flag == unix.CLONE_NEWPID || flag == unix.CLONE_NEWNS:
+		case flag == unix.CLONE_NEWNS:
 			return 0, fmt.Errorf("join %s namespace %s: %w", ns.Type, ns.Path, errors.ErrUnsupported)
 		default:
 			f, err := os.Open(ns.Path)
 			if err != nil {
 				return 0, fmt.Errorf("join %s namespace: %w", ns.Type, err)
+			}
+			if flag == unix.CLONE_NEWPID {
+				plan.PidFD = extra.add(f)
+				continue
 			}
 			plan.Join = append(plan.Join, stage2.Namespace{FD: extra.add(f), Flags: int(flag)})
 		}
@@ -243,11 +253,11 @@ func (c *Container) SignalAll(sig int) error { return c.cgroup.signal(sig) }
 // mounts of its namespace are gone when Destroy returns. Idempotent. Cancelling
 // ctx makes it give up waiting for the kernel.
 func (c *Container) Destroy(ctx context.Context) error {
-	if err := c.cgroup.destroy(ctx); err != nil {
+	if err := c.first.Kill(); err != nil {
 		return fmt.Errorf("destroy container %s: %w", c.id, err)
 	}
-	if c.first == nil {
-		return nil
+	if err := c.cgroup.destroy(ctx); err != nil {
+		return fmt.Errorf("destroy container %s: %w", c.id, err)
 	}
 	select {
 	case <-c.first.Done():

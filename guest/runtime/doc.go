@@ -33,6 +33,7 @@
 //
 //   - Create's stage 2 is the first process of a new pid namespace, where
 //     nobody else can look, until it executes the container's program.
+//
 //   - Exec's stage 2 stays in the agent's pid namespace. Only its fork enters
 //     the container's, with the container's root already, a few system calls
 //     away from execve. What it has open until the first of them, besides the
@@ -40,6 +41,10 @@
 //     Starting stage 2 directly in the pid namespace would be simpler, but
 //     would show the container the agent's memory (Go clones with CLONE_VM)
 //     and then, as /proc/PID/root, the agent's root.
+//
+//   - Create's stage 2 for a container in another's pid namespace is as an
+//     exec's: it makes the root out here, and its fork becomes the program. A
+//     fork before that mounts /proc.
 //
 // The fork asks for CLONE_PARENT, so that every process of a container that
 // this package starts is a child of the agent. Orphans are not: they go to

@@ -25,9 +25,12 @@ type Process struct {
 
 	mu      sync.Mutex
 	stage   *stage // nil once started or killed
-	child   *child // nil for an exec before Start
+	child   *child // nil for a fork before Start
 	started bool
-	ended   chan struct{} // an exec's; closed when its child has ended or never came
+	// ended is closed when the child has ended or never came; nil unless that
+	// is a fork of stage 2: an exec's, or the first process of a container in
+	// another's pid namespace.
+	ended chan struct{}
 }
 
 // startTimeout bounds the way from "start" to execve.
@@ -50,8 +53,8 @@ func (p *Process) ready() error {
 	return nil
 }
 
-// Pid in the agent's pid namespace. An exec'd process has none (0) before
-// Start.
+// Pid in the agent's pid namespace. A process that is forked by Start has none
+// (0) before.
 func (p *Process) Pid() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -77,10 +80,13 @@ func (p *Process) Start() error {
 	if err := s.conn.SetDeadline(time.Now().Add(startTimeout)); err != nil {
 		return err
 	}
-	if p.cgroup != nil {
-		return p.startFirst(s)
+	switch {
+	case p.cgroup == nil:
+		return p.startFork(s)
+	case p.ended != nil:
+		return p.startFirstFork(s)
 	}
-	return p.startExec(s)
+	return p.startFirst(s)
 }
 
 func (p *Process) startFirst(s *stage) error {
@@ -111,9 +117,23 @@ func (p *Process) letGo(s *stage) error {
 	return s.tell(stage2.Message{Kind: "start", Pids: p.cgroup.pids}, f)
 }
 
-// startExec lets the exec's stage 2 fork. The fork is a child of this process:
-// it's listed before it can be taken for an orphan.
-func (p *Process) startExec(s *stage) error {
+// startFirstFork is startFirst where stage 2 forks. The limit of processes comes
+// when that is over: stage 2, which has several threads, lives on until then.
+func (p *Process) startFirstFork(s *stage) error {
+	if err := p.cgroup.limit(); err != nil {
+		s.kill()
+		close(p.ended)
+		return err
+	}
+	if err := p.startFork(s); err != nil || p.cgroup.pids == "" {
+		return err
+	}
+	return p.cgroup.write(setting{pidsFile, p.cgroup.pids})
+}
+
+// startFork lets stage 2 fork. The fork is a child of this process: it's listed
+// before it can be taken for an orphan.
+func (p *Process) startFork(s *stage) error {
 	defer s.kill()
 	pidfd := -1
 	pid, err := p.r.opts.Children.Start(func() (int, error) {

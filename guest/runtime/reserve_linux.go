@@ -13,6 +13,7 @@ import (
 type shell struct {
 	stage  *stage
 	cgroup *cgroup
+	forks  bool // its plan has it fork the process, not become it
 }
 
 // discard ends a shell that isn't used.
@@ -50,7 +51,7 @@ func (r *Runtime) newShell(flags uintptr, mounts ...string) (*shell, error) {
 	if err != nil {
 		return nil, errors.Join(err, cg.remove())
 	}
-	return &shell{s, cg}, nil
+	return &shell{stage: s, cgroup: cg}, nil
 }
 
 // reserve is a place for one shell that was started before it is needed: that

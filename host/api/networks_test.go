@@ -207,6 +207,60 @@ func TestSharedNetwork(t *testing.T) {
 	d.refused("cannot join own network namespace", "start", "alone")
 }
 
+// A container in others' namespaces is told of by their IDs, and starts only
+// while they run.
+func TestSharedNamespaces(t *testing.T) {
+	d := start(t)
+	d.refused("No such container: nope", "create", "--pid", "container:nope", "img")
+	d.refused("No such container: nope", "create", "--ipc", "container:nope", "img")
+	d.refused(`can't join IPC of container : invalid name or ID supplied: ""`, "run", "--ipc", "container:", "img")
+	d.ok("create", "--name", "owner", "--ipc", "shareable", "img", "sleep")
+	owner := d.ok("inspect", "-f", "{{.Id}}", "owner")
+	for _, name := range []string{"pid", "ipc", "network"} {
+		d.ok("create", "--name", "in-"+name, "--init", "--"+name, "container:owner", "img", "sleep")
+	}
+	modes := "{{.HostConfig.PidMode}} {{.HostConfig.IpcMode}} {{.HostConfig.NetworkMode}}"
+	for name, want := range map[string]string{
+		"in-pid": "container:" + owner + " private bridge", "in-ipc": " container:" + owner + " bridge", "in-network": " private container:" + owner,
+	} {
+		if got := d.ok("inspect", "-f", modes, name); strings.TrimSpace(got) != strings.TrimSpace(want) {
+			t.Errorf("%s: modes %q, want %q", name, got, want)
+		}
+	}
+	d.refused("daemon: container "+owner+" is not running", "start", "in-pid")
+	d.refused("daemon: can't join IPC of container "+owner+": container "+owner+" is not running", "start", "in-ipc")
+	d.ok("start", "owner")
+	d.ok("rename", "owner", "owner2")
+	d.said()
+	d.ok("start", "in-pid")
+	d.ok("start", "in-ipc")
+	if got, want := d.said(), "share container:"+owner+"\nshare container:"+owner; got != want {
+		t.Errorf("the guest was told %q, want %q", got, want)
+	}
+	// A second one may be in the namespace, of whoever has it; a private one may not.
+	d.ok("run", "-d", "--name", "third", "--ipc", "container:in-ipc", "img", "sleep")
+	d.refused("non-shareable IPC (hint: use IpcMode:shareable for the donor container)", "run", "--ipc", "container:in-pid", "img")
+	d.ok("run", "-d", "--name", "own-shm", "--ipc", "shareable", "-v", "data:/dev/shm", "img", "sleep")
+	d.refused("non-shareable IPC", "run", "--ipc", "container:own-shm", "img")
+	d.ok("rm", "-f", "owner2")
+	d.refused("No such container: "+owner, "start", "in-network")
+}
+
+// Containers come back after those whose namespaces they are in.
+func TestSharedNamespacesComeBack(t *testing.T) {
+	d := start(t)
+	d.ok("run", "-d", "--name", "owner", "--restart", "always", "--ipc", "shareable", "img", "sleep")
+	// It has ended before, so its back-off will be longer than the others'.
+	d.machine.crash()
+	until(t, "the owner is back", func() bool { return d.inspect("owner", "{{.RestartCount}} {{.State.Status}}") == "1 running" })
+	for _, name := range []string{"one", "two", "three", "four"} {
+		d.ok("run", "-d", "--name", name, "--restart", "always", "--pid", "container:owner", "--ipc", "container:owner", "--network", "container:owner", "img", "sleep")
+	}
+	up := func() bool { return len(strings.Fields(d.ok("ps", "-q", "-f", "status=running"))) == 5 }
+	d.machine.crash()
+	until(t, "all are back after the machine's end", up)
+}
+
 // Scripts find a container's address at the place where it was before API 1.52.
 func TestInspectBefore152(t *testing.T) {
 	d := start(t)

@@ -88,8 +88,6 @@ func TestUnsupported(t *testing.T) {
 		"--link":                             {"--link", "x"},
 		"HostConfig.Runtime":                 {"--runtime", "runc"},
 		"HostConfig.CgroupParent":            {"--cgroup-parent", "/x"},
-		"HostConfig.PidMode":                 {"--pid", "container:x"},
-		"HostConfig.IpcMode":                 {"--ipc", "container:x"},
 		"HostConfig.PortBindings of 53/sctp": {"-p", "53:53/sctp"},
 		"label sampan.proxy-protocol for":    {"-l", "sampan.proxy-protocol=53/udp"},
 		"HostConfig.OomKillDisable":          {"--oom-kill-disable", "-m", "10m"},

@@ -167,10 +167,7 @@ func checkModes(h *container.HostConfig) error {
 	if !h.CgroupnsMode.Valid() {
 		return invalid("invalid cgroup namespace mode: %v", h.CgroupnsMode)
 	}
-	return refuse([]named{
-		{"HostConfig.IpcMode " + strconv.Quote(string(h.IpcMode)), h.IpcMode.IsContainer()},
-		{"HostConfig.PidMode " + strconv.Quote(string(h.PidMode)), h.PidMode.IsContainer()},
-	})
+	return nil
 }
 
 // cpuList is "0-3,7" and the like.

@@ -37,6 +37,9 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 	if name != "" && !containerName.MatchString(name) {
 		return none, invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
+	if err := e.nameOwners(req.HostConfig); err != nil {
+		return none, err
+	}
 	img, release, err := e.image(req.Config.Image)
 	if err != nil {
 		return none, err

@@ -163,6 +163,9 @@ type ctr struct {
 	gone     chan struct{} // closed when removed
 	adopted  bool          // an earlier daemon made it; not modified
 	failures int           // restarts in a row, for the back-off
+	// again is closed when the policy's next start has been tried; nil when none
+	// is to be.
+	again chan struct{}
 	// cancelRestart ends a back-off; nil unless restarting.
 	cancelRestart context.CancelFunc
 	// callOff ends a start that waits for the machine; nil when none does.
@@ -308,6 +311,20 @@ func (e *Engine) Restart(ctx context.Context) {
 	for _, c := range all {
 		tried[c.id] = make(chan struct{})
 	}
+	over := map[string]func(){} // of those that come back, which is known before the first does
+	for _, c := range all {
+		c.mu.Lock()
+		if c.run == nil && comesBack(&c.rec) {
+			over[c.id] = c.comeBack()
+		}
+		c.mu.Unlock()
+	}
+	settled := func(id string) {
+		close(tried[id])
+		if f := over[id]; f != nil {
+			f()
+		}
+	}
 	for _, c := range all {
 		c.mu.Lock()
 		rec := c.rec
@@ -315,25 +332,26 @@ func (e *Engine) Restart(ctx context.Context) {
 		c.mu.Unlock()
 		switch {
 		case running:
-			close(tried[c.id])
+			settled(c.id)
 		case rec.HostConfig.AutoRemove && c.adopted:
 			// One that a client has started meanwhile is not removed: no Force.
 			if err := e.Remove(ctx, c.id, RemoveOptions{Volumes: true}); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
 				e.log.Error("remove container", "id", c.id, "error", err)
 			}
-			close(tried[c.id])
+			settled(c.id)
 		case !comesBack(&rec):
-			close(tried[c.id])
+			settled(c.id)
 		default:
 			wg.Add(1)
 			go func() {
 				defer wg.Done()
-				defer close(tried[c.id])
+				defer settled(c.id)
 				for _, l := range rec.Links { // to older ones, and so in no circle
 					if other := tried[l.ID]; other != nil {
 						<-other
 					}
 				}
+				e.awaitOwners(ctx, rec.HostConfig)
 				if err := e.start(ctx, c, false); err != nil && !errdefs.IsNotModified(err) {
 					e.log.Error("start container by its policy", "id", c.id, "error", err)
 				}

@@ -60,6 +60,10 @@ func (e *Engine) restartAfter(ctx context.Context, cancel context.CancelFunc, c 
 	case <-ctx.Done():
 		return
 	}
+	c.mu.Lock()
+	h := c.rec.HostConfig
+	c.mu.Unlock()
+	e.awaitOwners(ctx, h)
 	err := e.start(ctx, c, false)
 	if err != nil && ctx.Err() == nil && !errdefs.IsNotModified(err) {
 		e.log.Error("restart container by its policy", "id", c.id, "error", err)

@@ -22,9 +22,9 @@ type specInput struct {
 	Host   *container.HostConfig
 	// Args is the entrypoint followed by the command.
 	Args []string
-	// SharedNetwork is the ID of the container whose network namespace this one
-	// is in; "" when it has its own.
-	SharedNetwork string
+	// SharedNetwork, SharedIPC and SharedPID are the IDs of the containers whose
+	// namespaces this one is in, where its modes say so.
+	SharedNetwork, SharedIPC, SharedPID string
 	// Mounts are the container's own: binds, volumes, tmpfs.
 	Mounts []specs.Mount
 }
@@ -49,7 +49,7 @@ func makeSpec(in specInput) (*specs.Spec, error) {
 		Process:     process(in, caps, sec),
 		Linux: &specs.Linux{
 			CgroupsPath:   "/containers/" + in.ID,
-			Namespaces:    namespaces(in.Host, in.SharedNetwork),
+			Namespaces:    namespaces(in),
 			Sysctl:        sysctls(in.Host),
 			MaskedPaths:   maskedPaths,
 			ReadonlyPaths: readonlyPaths,
@@ -67,7 +67,7 @@ func makeSpec(in specInput) (*specs.Spec, error) {
 	if s.Linux.Resources, err = resources(in.Host); err != nil {
 		return nil, err
 	}
-	s.Mounts = mergeMounts(ipcMounts(defaultMounts(in.Host.ShmSize), in.Host.IpcMode), in.Mounts)
+	s.Mounts = mergeMounts(ipcMounts(defaultMounts(in.Host.ShmSize), in), in.Mounts)
 	if in.Host.Privileged {
 		privilege(s)
 	}
@@ -158,18 +158,28 @@ func mergeEnv(base, over []string) []string {
 	return out
 }
 
-func namespaces(h *container.HostConfig, shared string) []specs.LinuxNamespace {
+// ofContainer begins what is another container's (proto.StartRequest).
+const ofContainer = "container:"
+
+func namespaces(in specInput) []specs.LinuxNamespace {
+	h := in.Host
 	ns := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
-	if !h.IpcMode.IsHost() {
+	switch {
+	case h.IpcMode.IsContainer():
+		ns = append(ns, specs.LinuxNamespace{Type: specs.IPCNamespace, Path: ofContainer + in.SharedIPC})
+	case !h.IpcMode.IsHost():
 		ns = append(ns, specs.LinuxNamespace{Type: specs.IPCNamespace})
 	}
 	switch {
 	case h.NetworkMode.IsContainer():
-		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "container:" + shared})
+		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: ofContainer + in.SharedNetwork})
 	case !h.NetworkMode.IsHost():
 		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace})
 	}
-	if !h.PidMode.IsHost() {
+	switch {
+	case h.PidMode.IsContainer():
+		ns = append(ns, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: ofContainer + in.SharedPID})
+	case !h.PidMode.IsHost():
 		ns = append(ns, specs.LinuxNamespace{Type: specs.PIDNamespace})
 	}
 	if !h.UTSMode.IsHost() {
@@ -385,13 +395,17 @@ func parseDeviceRule(rule string) (specs.LinuxDeviceCgroup, error) {
 }
 
 // ipcMounts are the default mounts with those that go with an IPC namespace.
-func ipcMounts(defaults []specs.Mount, mode container.IpcMode) []specs.Mount {
-	out := defaults[:0]
+func ipcMounts(defaults []specs.Mount, in specInput) []specs.Mount {
+	out, mode := defaults[:0], in.Host.IpcMode
 	for _, m := range defaults {
 		switch {
-		case mode.IsNone() && m.Destination == "/dev/shm":
+		case mode.IsNone() && m.Destination == shmDir:
 			continue
-		case mode.IsHost() && (m.Destination == "/dev/shm" || m.Destination == "/dev/mqueue"):
+		case mode.IsShareable() && m.Destination == shmDir:
+			m.Type = "shm"
+		case mode.IsContainer() && m.Destination == shmDir:
+			m.Type, m.Source, m.Options = "shm", ofContainer+in.SharedIPC, []string{"nosuid", "noexec", "nodev"}
+		case mode.IsHost() && (m.Destination == shmDir || m.Destination == "/dev/mqueue"):
 			m = specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Destination, Options: []string{"rbind", "nosuid", "noexec", "nodev"}}
 		}
 		out = append(out, m)

@@ -40,6 +40,8 @@ func TestSpec(t *testing.T) {
 			},
 			OomScoreAdj: 500, ShmSize: 1 << 20, Sysctls: map[string]string{"net.core.somaxconn": "1024"},
 		}},
+		{name: "shared-namespaces", host: container.HostConfig{IpcMode: "container:x", PidMode: "container:x"}},
+		{name: "shareable-ipc", host: container.HostConfig{IpcMode: "shareable"}},
 		{name: "host-namespaces", host: container.HostConfig{NetworkMode: "host", PidMode: "host", UTSMode: "host", CgroupnsMode: "host"}},
 		{name: "mounts", cfg: container.Config{Volumes: map[string]struct{}{"/image": {}}}, host: container.HostConfig{
 			Binds: []string{"data:/data/deep:nocopy", "/etc:/host:ro"},
@@ -71,7 +73,7 @@ func TestSpec(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			spec, err := makeSpec(specInput{ID: rec.ID, Arch: "amd64", Config: rec.Config, Host: rec.HostConfig, Args: rec.Args, Mounts: mounts})
+			spec, err := makeSpec(specInput{ID: rec.ID, Arch: "amd64", Config: rec.Config, Host: rec.HostConfig, Args: rec.Args, Mounts: mounts, SharedIPC: "ipc-owner", SharedPID: "pid-owner"})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -221,6 +221,9 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 		r.linkEnv = append(r.linkEnv, links[i].variables(rec.Name)...)
 	}
 	in.Config = withVariables(in.Config, r.linkEnv)
+	if err := e.joinOwners(&in); err != nil {
+		return nil, err
+	}
 	spec, err := makeSpec(in)
 	if err != nil {
 		return nil, err
@@ -228,7 +231,8 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 	req := &proto.StartRequest{
 		Id: rec.ID, Layers: rec.Layers,
 		Streams: &proto.Streams{Tty: rec.Config.Tty, Stdin: rec.Config.OpenStdin, Stdout: true, Stderr: true},
-		Init:    rec.HostConfig.Init != nil && *rec.HostConfig.Init,
+		// As with Docker: in another pid namespace an init would have nothing to do.
+		Init: rec.HostConfig.Init != nil && *rec.HostConfig.Init && rec.HostConfig.PidMode.IsPrivate(),
 
 		Ephemeral: rec.HostConfig.AutoRemove,
 	}
@@ -296,7 +300,10 @@ func (e *Engine) free(r *run) {
 func (e *Engine) startFailed(c *ctr, h *hub, err error) {
 	c.mu.Lock()
 	s := &c.rec.State
-	s.ExitCode, s.Error = startExitCode(err), message(err)
+	if code := startExitCode(err); code != 128 || s.ExitCode == 0 { // Docker keeps what the last run has left
+		s.ExitCode = code
+	}
+	s.Error = message(err)
 	if s.Status == container.StateRestarting {
 		s.Status = container.StateExited
 	}

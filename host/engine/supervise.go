@@ -137,8 +137,10 @@ func (e *Engine) exited(c *ctr, r *run, end ending, endOutput func()) {
 	e.trySave(c)
 	c.notify(false)
 	var ctx context.Context
+	over := func() {}
 	if again {
 		ctx, c.cancelRestart = context.WithCancel(e.ctx)
+		over = c.comeBack()
 	}
 	cancel := c.cancelRestart
 	c.mu.Unlock()
@@ -162,6 +164,7 @@ func (e *Engine) exited(c *ctr, r *run, end ending, endOutput func()) {
 		release := e.machine.Hold()
 		e.wg.Go(func() {
 			defer release()
+			defer over()
 			e.restartAfter(ctx, cancel, c, wait)
 		})
 	case auto:

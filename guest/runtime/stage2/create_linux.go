@@ -6,7 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// create makes the container around this process, and becomes its program.
+// create makes the container around this process, and becomes its program; or,
+// where the container is in another's pid namespace, forks it into there.
 func create(plan *Plan, c control) error {
 	root, p := plan.Root, &plan.Process
 	unix.Umask(0)
@@ -27,7 +28,7 @@ func create(plan *Plan, c control) error {
 			return fmt.Errorf("make cgroup namespace: %w", err)
 		}
 	}
-	proc, err := enterRoot(root)
+	proc, err := enterRoot(root, plan.PidFD)
 	if err != nil {
 		return err
 	}
@@ -49,6 +50,7 @@ func create(plan *Plan, c control) error {
 	if err := writeSysctls(proc, root.Sysctls); err != nil {
 		return err
 	}
+	unix.Close(proc) // nobody else is to find it
 	if err := makeCwd(p.Cwd); err != nil {
 		return err
 	}
@@ -76,13 +78,19 @@ func create(plan *Plan, c control) error {
 		}
 		pr.limitProcesses(fds[0], start.Pids)
 	}
+	if plan.PidFD != 0 {
+		pr.leaveStage2()
+	}
 	if t != nil {
 		pr.controllingTerminal()
 	}
 	if err := pr.finish(p); err != nil {
 		return err
 	}
-	return pr.run()
+	if plan.PidFD == 0 {
+		return pr.run()
+	}
+	return pr.forkInto(plan.PidFD, 0, c)
 }
 
 // join enters namespaces of others with this thread.

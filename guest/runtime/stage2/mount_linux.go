@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -51,6 +52,45 @@ func (m Mount) attach() error {
 	if err := unix.MoveMount(fd, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
 		return m.wrongKind(err)
 	}
+	return m.finish(fd)
+}
+
+// attachProc mounts a procfs of another pid namespace. A procfs is of the
+// namespace that its mounter is in, not of the one whose processes it makes: so
+// a fork mounts it, which is there for these few system calls.
+func (m Mount) attachProc(pidNS int) error {
+	target, err := makeTarget(m.Dest, true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	var words [4]*byte
+	for i, word := range []string{"proc", ".", "proc", strings.Join(m.Options, ",")} {
+		if words[i], err = syscall.BytePtrFromString(word); err != nil {
+			return err
+		}
+	}
+	pr := &program{}
+	pr.add("enter the mount point", unix.SYS_FCHDIR, uintptr(target))
+	pr.add("close descriptors", unix.SYS_CLOSE_RANGE, reportFD+1, uintptr(^uint32(0)), 0)
+	pr.add("mount", unix.SYS_MOUNT, addr(pr, words[0]), addr(pr, words[1]), addr(pr, words[2]), 0, addr(pr, words[3]))
+	pr.add("end", unix.SYS_EXIT_GROUP, 0)
+	if err := pr.carryOut(pidNS); err != nil {
+		return err
+	}
+	fd, err := openInRoot(m.Dest)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := setAttr(fd, m.Set, m.Clear, 0, 0); err != nil {
+		return err
+	}
+	return m.finish(fd)
+}
+
+// finish sets what the table says of the whole tree.
+func (m Mount) finish(fd int) error {
 	if err := setAttr(fd, m.RecSet, m.RecClear, 0, unix.AT_RECURSIVE); err != nil {
 		return err
 	}

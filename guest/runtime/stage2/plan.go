@@ -43,7 +43,8 @@ type Plan struct {
 	Root *Root
 
 	// PidFD, for an exec, is the container's first process, whose pid and
-	// cgroup namespaces the process joins, and CgroupFD its cgroup.
+	// cgroup namespaces the process joins, and CgroupFD its cgroup. For a new
+	// container it's the pid namespace that it shares with another one.
 	PidFD, CgroupFD int
 
 	Process Process
@@ -142,7 +143,7 @@ type Message struct {
 	// of the plan's follow), "network" (the interfaces are there), "start" (with
 	// the file that Pids is written to, when there is a limit).
 	// From stage 2: "ready" (with the terminal's master, when there is one),
-	// "started" (with Pid and a pidfd; exec only), "error".
+	// "started" (with Pid and a pidfd; of a fork, see enter and create), "error".
 	Kind string
 	Pid  int // also with "error", when there's a zombie to reap
 	More int // descriptors that follow in messages of their own

@@ -14,23 +14,32 @@ import (
 // What comes from the outside (the root, the sources of binds) comes as
 // descriptors; everything happens after the pivot, where no symbolic link of
 // the image leads out.
-func enterRoot(root *Root) (proc int, err error) {
+//
+// pidNS is the pid namespace that the container shares with another, 0 when
+// it's this process's.
+func enterRoot(root *Root, pidNS int) (proc int, err error) {
 	if err := private(); err != nil {
 		return -1, err
 	}
 	if err := pivot(root); err != nil {
 		return -1, err
 	}
-	proc, err = newMount("proc", "proc", nil, 0)
-	if err != nil {
-		return -1, err
-	}
 	for _, m := range root.Mounts {
-		if err := m.attach(); err != nil {
+		if m.Type == "proc" && pidNS != 0 {
+			err = m.attachProc(pidNS)
+		} else {
+			err = m.attach()
+		}
+		if err != nil {
 			return -1, fmt.Errorf("mount %s: %w", m.Dest, err)
 		}
 	}
-	return proc, makeDevices(root)
+	if err := makeDevices(root); err != nil {
+		return -1, err
+	}
+	// Not before the table: it is of this process's pid namespace, and what
+	// attachProc forks has everything that is open.
+	return newMount("proc", "proc", nil, 0)
 }
 
 // leave lets go of mounts of the agent, by where they are, in this process's
