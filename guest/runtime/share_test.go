@@ -48,8 +48,8 @@ func TestContainerSharedPID(t *testing.T) {
 		t.Error("it is PID 1, stage 2 is still there, or has left descriptors open")
 	}
 
-	// One process is the limit: the first, which is a fork.
-	spec = sharing(t, owner, pid, "sh", "-c", "true | true; echo $?")
+	// One process is the limit: the first, which is a fork. It comes once that runs.
+	spec = sharing(t, owner, pid, "sh", "-c", "until [ $(cat /sys/fs/cgroup/pids.max) = 1 ]; do :; done; true | true; echo $?")
 	limit := int64(1)
 	spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &limit}
 	if out, _ := run(t, r, config(t, spec)); !strings.Contains(out, "can't fork") {

@@ -85,7 +85,6 @@ func TestUnsupported(t *testing.T) {
 	for field, args := range map[string][]string{
 		"HostConfig.LogConfig.Type":          {"--log-driver", "syslog"},
 		`HostConfig.LogConfig.Config "tag"`:  {"--log-opt", "tag=x"},
-		"--link":                             {"--link", "x"},
 		"HostConfig.Runtime":                 {"--runtime", "runc"},
 		"HostConfig.CgroupParent":            {"--cgroup-parent", "/x"},
 		"HostConfig.PortBindings of 53/sctp": {"-p", "53:53/sctp"},
