@@ -41,10 +41,9 @@ func (b *bench) rows() []row {
 		{"outwards: 128 MiB from a server of the host", "the host's loopback", "a TCP stack in the daemon, and the guest's under emulation", "MiB/s",
 			func(ctx context.Context) (float64, error) { return b.outwards(ctx, ln.Addr().(*net.TCPAddr).Port) },
 			func(ctx context.Context) (float64, error) { return download(ctx, here+"/big") }},
-		{"outwards: a name, asked by `nslookup`", "fork and exec in the guest", "starting nslookup, two questions, four wake-ups", "ms", b.lookup, b.forkExec},
 		{"bind mount: 128 MiB read, not cached in the guest", "the same file read on the host", "FUSE requests of at most 1 MiB", "MiB/s", b.readShare, b.readHost},
 		{"bind mount: 1,000 files written and removed", "the same on the host", "four FUSE requests a file", "ms", b.filesShare, b.filesHost},
-	}, b.volumeRows(), []row{
+	}, b.nameRows(), b.volumeRows(), []row{
 		{"vsock: 128 MiB from a container's stdout", "a pipe on the host", "the guest's copy from pipe to vsock", "MiB/s",
 			func(ctx context.Context) (float64, error) {
 				return piped(b.command(ctx, append([]string{"exec", "server"}, zeros...)...))
@@ -86,11 +85,6 @@ func (b *bench) cold(ctx context.Context) (float64, error) {
 // forkExec times one fork and exec of a small static program in the guest.
 func (b *bench) forkExec(ctx context.Context) (float64, error) {
 	return b.repeated(ctx, 100, "/bin/true")
-}
-
-// lookup times one name server's answer, with the program that asks.
-func (b *bench) lookup(ctx context.Context) (float64, error) {
-	return b.repeated(ctx, 20, "nslookup host.docker.internal >/dev/null")
 }
 
 // repeated times a command in the server's container, in the guest's own time.

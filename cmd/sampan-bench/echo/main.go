@@ -1,5 +1,7 @@
 // Command echo runs in a container of the benchmark: vm/vmtest/guest's commands
-// on TCP, from one process, so that what is measured is the way to it.
+// on TCP, from one process, so that what is measured is the way to it. It echoes
+// datagrams, too. "echo ask NAME SERVER N" measures N questions of names; the
+// container's own name server is "".
 package main
 
 import (
@@ -12,7 +14,20 @@ import (
 )
 
 func main() {
-	err := guest.Serve(context.Background(), guest.Env{
+	if len(os.Args) == 5 && os.Args[1] == "ask" {
+		if err := ask(os.Args[2], os.Args[3], os.Args[4]); err != nil {
+			fmt.Fprintln(os.Stderr, "ask:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	pc, err := net.ListenPacket("udp", fmt.Sprintf(":%d", guest.CommandPort))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "echo:", err)
+		os.Exit(1)
+	}
+	go datagrams(pc)
+	err = guest.Serve(context.Background(), guest.Env{
 		Listen: func(port uint32) (net.Listener, error) {
 			return net.Listen("tcp", fmt.Sprintf(":%d", port))
 		},
