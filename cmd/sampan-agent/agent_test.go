@@ -242,7 +242,7 @@ func TestMachine(t *testing.T) {
 	g.testTTY()
 	g.testStdin()
 
-	g.shell("write", "echo kept > /data/file; sync")
+	g.shell("write", "echo kept > /data/file; touch /data/untrimmed; sync") // as if cut short
 	g.powerOff()
 
 	g = boot(t, vm.Config{Disks: []vm.Disk{disk}})
@@ -250,6 +250,7 @@ func TestMachine(t *testing.T) {
 	if got := g.shell("read", "cat /data/file"); g.info.DataDisk != "clean" || got != "kept\n" {
 		t.Errorf("after a power-off: %q, file %q; want clean, kept", g.info.DataDisk, got)
 	}
+	g.wantTrimmed()
 	g.shell("again", "echo more > /data/file2; sync")
 	g.machine.Stop(t.Context()) // the plug
 
@@ -258,6 +259,7 @@ func TestMachine(t *testing.T) {
 	if got := g.shell("read", "cat /data/file2"); g.info.DataDisk != "repaired" || got != "more\n" {
 		t.Errorf("after a pulled plug: %q, file %q; want repaired, more", g.info.DataDisk, got)
 	}
+	g.wantTrimmed()
 	// Without its host the guest ends by itself.
 	g.client.Close()
 	ended := make(chan error, 1)
@@ -269,6 +271,14 @@ func TestMachine(t *testing.T) {
 		}
 	case <-time.After(time.Minute):
 		t.Error("the guest goes on without its host")
+	}
+}
+
+// wantTrimmed waits for the end of the trim that a boot was to do.
+func (g *guest) wantTrimmed() {
+	g.t.Helper()
+	if got := g.shell("trimmed", "for i in $(seq 300); do [ -e /data/untrimmed ] || exit 0; sleep 0.1; done; echo not yet"); got != "" {
+		g.t.Errorf("the data disk is trimmed: %s", got)
 	}
 }
 

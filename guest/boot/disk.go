@@ -72,6 +72,11 @@ func mountData(log *slog.Logger) (string, error) {
 	if err := unix.Mount(dev, DataDir, "ext4", 0, dataOptions); err != nil {
 		return "", fmt.Errorf("data disk: mount %s: %w", dev, err)
 	}
+	if done == diskRepaired {
+		if err := os.WriteFile(untrimmed, nil, 0o600); err != nil {
+			log.Warn("what is free on the data disk is not given back to the host: " + err.Error())
+		}
+	}
 	if err := grow(dev, DataDir); err != nil {
 		log.Warn("the data disk keeps its old size: " + err.Error())
 	}

@@ -3,6 +3,7 @@ package boot
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"unsafe"
 
@@ -17,6 +18,10 @@ const fitrim = 0xc0185879
 // no more.
 const trimPiece = 1 << 30
 
+// untrimmed is there while the data disk is to be trimmed, also over a power-off
+// that cuts that short.
+const untrimmed = DataDir + "/untrimmed"
+
 // fstrimRange is struct fstrim_range. The kernel returns in length how much it
 // has discarded.
 type fstrimRange struct{ start, length, minimum uint64 }
@@ -24,18 +29,21 @@ type fstrimRange struct{ start, length, minimum uint64 }
 // TrimData gives back to the host what the data disk has free but the host still
 // keeps. Nothing is, but after a crash: what was deleted is discarded once that
 // is in the journal, which the crash may have prevented, and the check of the
-// disk deletes without discarding. It takes a while and may be cut short.
+// disk deletes without discarding. It takes a while; when it is cut short, the next boot
+// does it once more.
 func (g *Guest) TrimData() error {
-	if g.DataDisk != diskRepaired {
+	if _, err := os.Lstat(untrimmed); errors.Is(err, fs.ErrNotExist) {
 		return nil
+	} else if err != nil {
+		return err
 	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(DataDir, &fs); err != nil {
+	var st unix.Statfs_t
+	if err := unix.Statfs(DataDir, &st); err != nil {
 		return &os.PathError{Op: "statfs", Path: DataDir, Err: err}
 	}
 	// The range counts what the file system keeps for itself as well, Blocks
 	// doesn't: the last piece has no end.
-	size := fs.Blocks * uint64(fs.Bsize)
+	size := st.Blocks * uint64(st.Bsize)
 	for at := uint64(0); at < size; at += trimPiece {
 		r := fstrimRange{start: at, length: trimPiece}
 		if at+trimPiece >= size {
@@ -45,7 +53,7 @@ func (g *Guest) TrimData() error {
 			return fmt.Errorf("give back what is free on the data disk: %w", err)
 		}
 	}
-	return nil
+	return os.Remove(untrimmed)
 }
 
 // trim discards a range of the file system at dir; what can't be discarded is
