@@ -70,6 +70,9 @@ func run(ctx context.Context, bin, out string, runs, files int, only string) (er
 		fmt.Fprintln(os.Stderr, line)
 		fmt.Fprintln(&table, line)
 	}
+	if err := b.do(ctx, "container", "prune", "-f"); err != nil { // what rows have left
+		return err
+	}
 	if w := (shareWork{runs: runs, files: files, mib: bigSize >> 20}); strings.Contains(shareHeader, only) {
 		lines, err := b.shareTable(ctx, w)
 		if err != nil {

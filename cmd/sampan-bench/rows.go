@@ -29,6 +29,7 @@ func (b *bench) rows() []row {
 		{"warm: `run --rm busybox true`", "fork and exec in the guest", "namespaces, overlay, a network interface, under emulation", "ms", b.run, b.forkExec},
 		{"warm: `run --rm busybox true`", "`crun run` of the same alone, in the same guest", "the same", "ms", b.run, b.crunRun},
 		{"20 × `run --rm busybox true` at once", "20 × `crun run` at once", "the guest's processors: a second stage's start each", "ms", b.runMany, b.crunMany},
+	}, b.dailyRows(), []row{
 		{"`exec true`", "fork and exec in the guest", "joining namespaces, and two round trips", "ms", b.exec, b.forkExec},
 		{"`exec true`", "`crun exec` alone, in the same guest", "the same", "ms", b.exec, b.crunExec},
 		{"`run -d -p` to the first answer", "fork and exec in the guest", "as `run`, and busybox's httpd", "ms", b.firstAnswer, b.forkExec},
@@ -52,7 +53,7 @@ func (b *bench) rows() []row {
 				return piped(exec.CommandContext(ctx, zeros[0], zeros[1:]...))
 			}},
 		{"cold: the same with everything stopped", "bare boot of the same kernel, whose init turns it off", "the kernel's own boot", "ms", b.cold, b.bareBoot},
-	})
+	}, b.listRows())
 }
 
 // zeros writes bigSize bytes.
