@@ -213,15 +213,15 @@ func (f *createFlags) hostConfig() (*container.HostConfig, error) {
 		PublishAllPorts: f.publishAll,
 		CapAdd:          f.capAdd, CapDrop: f.capDrop, Privileged: f.privileged, ReadonlyRootfs: f.readOnly,
 		SecurityOpt: security, ExtraHosts: hosts, GroupAdd: f.groupAdd,
-		DNS: dns, DNSOptions: f.dnsOptions, DNSSearch: f.dnsSearch,
+		DNS: dns, DNSOptions: append([]string{}, f.dnsOptions...), DNSSearch: append([]string{}, f.dnsSearch...),
 		IpcMode: container.IpcMode(f.ipc), PidMode: container.PidMode(f.pid), UTSMode: container.UTSMode(f.uts),
 		CgroupnsMode: container.CgroupnsMode(f.cgroupns),
 		ShmSize:      int64(f.shmSize), Tmpfs: tmpfs(f.tmpfs), Sysctls: keyValues(f.sysctls),
-		Resources: container.Resources{
-			BlkioWeightDevice: []*blkiodev.WeightDevice{}, BlkioDeviceReadBps: []*blkiodev.ThrottleDevice{}, BlkioDeviceWriteBps: []*blkiodev.ThrottleDevice{},
+		Resources: container.Resources{ // lists that are empty are not null, as docker's
+			Devices: []container.DeviceMapping{}, BlkioWeightDevice: []*blkiodev.WeightDevice{}, BlkioDeviceReadBps: []*blkiodev.ThrottleDevice{}, BlkioDeviceWriteBps: []*blkiodev.ThrottleDevice{},
 			BlkioDeviceReadIOps: []*blkiodev.ThrottleDevice{}, BlkioDeviceWriteIOps: []*blkiodev.ThrottleDevice{},
 			Memory: int64(f.memory), MemorySwap: int64(f.memorySwap), MemoryReservation: int64(f.memoryReservation),
-			NanoCPUs: int64(f.cpus), CPUShares: f.cpuShares, CpusetCpus: f.cpuset, Ulimits: f.ulimits.list,
+			NanoCPUs: int64(f.cpus), CPUShares: f.cpuShares, CpusetCpus: f.cpuset, Ulimits: append([]*units.Ulimit{}, f.ulimits.list...),
 		},
 	}
 	if len(security) < given { // nothing masked, and nothing read-only

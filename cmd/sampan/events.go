@@ -45,7 +45,7 @@ func (a *app) events(ctx context.Context, opts client.EventsListOptions, format 
 	}
 	t, err := newTemplate(format)
 	if err != nil {
-		return err
+		return &exitError{code: 64, text: fmt.Sprintf("Error parsing format: %s", errors.Unwrap(err))} // as docker has it
 	}
 	docker, err := a.docker(ctx)
 	if err != nil {

@@ -129,6 +129,9 @@ func TestEvents(t *testing.T) {
 	if !strings.HasSuffix(res.out, ".000000001Z container start abc (image=i, name=n)\n") && !strings.HasSuffix(res.out, "container start abc (image=i, name=n)\n") {
 		t.Errorf("%+v", res)
 	}
+	if res = f.run(t, "", "events", "--format", "{{"); res != (result{64, "", "Error parsing format: template: :1: unclosed action\n"}) {
+		t.Errorf("%+v", res)
+	}
 }
 
 func TestVolumes(t *testing.T) {
