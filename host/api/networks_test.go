@@ -155,6 +155,9 @@ func TestLinks(t *testing.T) {
 	d.refused("Cannot link to a non running container: /db AS /web/store", "start", "web")
 	d.ok("start", "away")
 	d.refused("Cannot link to /away, as it does not belong to the default network", "run", "--link", "away", "img")
+	if _, warning, code := d.docker(nil, "create", "--network", "host", "-p", "80:80", "img"); code != 0 || !strings.Contains(warning, "WARNING: Published ports are discarded when using host network mode") {
+		t.Errorf("ports in the host's network: %d %s", code, warning)
+	}
 	d.refused("host type networking can't be used with links", "run", "--network", "host", "--link", "away", "img")
 }
 

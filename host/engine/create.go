@@ -58,6 +58,9 @@ func (e *Engine) Create(ctx context.Context, name string, req container.CreateRe
 		State: state{Status: container.StateCreated},
 	}
 	warnings := append(discard(&req.HostConfig.Resources), e.spaceWarnings()...)
+	if h := req.HostConfig; h.NetworkMode.IsHost() && len(h.PortBindings) > 0 {
+		warnings = append(warnings, "Published ports are discarded when using host network mode")
+	}
 	if err := fill(&rec, img.Config); err != nil {
 		return none, err
 	}
