@@ -29,12 +29,14 @@ func (s *Service) Exec(ctx context.Context, req *proto.ExecRequest) (*proto.Star
 		return nil, errorf(codes.InvalidArgument, "process: terminal %v, but stream tty %v", spec.Terminal, req.Streams.GetTty())
 	}
 	launch, execs := s.launchInGuest, s.guestExecs
+	ended := func() bool { return false }
 	if req.Container != "" {
 		c, err := s.running(req.Container)
 		if err != nil {
-			return nil, err
+			return nil, errorf(codes.Unavailable, "container %s is not running", req.Container)
 		}
 		launch, execs = c.launch, c.execs
+		ended = func() bool { return c.first.running() == nil }
 	}
 	p, err := execs.add(req.Exec)
 	if err != nil {
@@ -45,6 +47,9 @@ func (s *Service) Exec(ctx context.Context, req *proto.ExecRequest) (*proto.Star
 		s.cfg.Streams.forget(req.Container, req.Exec)
 		execs.drop(req.Exec)
 		p.failed(err)
+		if errors.Is(err, runtime.ErrNotRunning) || ended() {
+			return nil, errorf(codes.Unavailable, "%v", err)
+		}
 		return nil, failed("", err)
 	}
 	go s.prepareNext()

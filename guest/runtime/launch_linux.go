@@ -275,6 +275,8 @@ func stageError(m stage2.Message) error {
 		return &reported{m.Err, ErrNotFound}
 	case stage2.ClassNotExecutable:
 		return &reported{m.Err, ErrNotExecutable}
+	case stage2.ClassEnded:
+		return &reported{m.Err, ErrNotRunning}
 	}
 	return &reported{m.Err, nil}
 }

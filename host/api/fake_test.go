@@ -333,6 +333,11 @@ func (g *fakeGuest) run(ctx context.Context, container, exec string, spec *specs
 		return refuse(codes.NotFound, "executable file not found in $PATH")
 	case "noexec":
 		return refuse(codes.PermissionDenied, "permission denied")
+	case "late": // the container is killed just before
+		if _, err := g.Signal(ctx, &proto.SignalRequest{Container: container, Signal: 9}); err != nil {
+			return nil, err
+		}
+		return refuse(codes.Unavailable, "fork into the container: cannot allocate memory")
 	}
 	p.env = spec.Env
 	go func() {

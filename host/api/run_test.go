@@ -121,6 +121,11 @@ func TestExec(t *testing.T) {
 			t.Errorf("exec %q: code %d, %q, %q; want %d, %q, %q", c.args, code, out, errs, c.code, c.out, c.err)
 		}
 	}
+	// One that comes too late for its container ends as if it had come in time.
+	d.ok("run", "-d", "--name", "dies", "img", "sleep")
+	if out, errs, code := d.docker(nil, "exec", "dies", "late"); out+errs != "" || code != 137 {
+		t.Errorf("exec in a container that is killed: code %d, %q, %q", code, out, errs)
+	}
 	if code, body := d.raw("POST", "/containers/cc/exec", `{"Cmd":[]}`); code != 400 {
 		t.Errorf("exec of nothing: %d %s", code, body)
 	}

@@ -16,6 +16,8 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"sampan/proto"
 )
@@ -37,6 +39,7 @@ type exec struct {
 	pid     int
 	code    *int
 	guest   Guest
+	run     *run // of the container, since the start; not modified after it
 }
 
 func (x *exec) container() string {
@@ -170,6 +173,13 @@ func (e *Engine) ExecStart(ctx context.Context, id string, o container.ExecStart
 
 	release := e.machine.Hold()
 	s, err := e.beginExec(context.WithoutCancel(ctx), x, o)
+	if err != nil && x.endedWith(ctx, err) {
+		// As if it had begun in time to be killed with the others.
+		release()
+		e.emitExec(x, events.ActionExecStart+": "+events.Action(x.command()), nil)
+		e.execEnded(x, 128+sigKILL)
+		return nil
+	}
 	if err != nil {
 		release()
 		code := startExitCode(err)
@@ -214,7 +224,7 @@ func (e *Engine) beginExec(ctx context.Context, x *exec, o container.ExecStartRe
 			return nil, conflict("container %s is not running", x.ctr.id)
 		}
 		base = withVariables(base, r.linkEnv)
-		x.guest = r.guest
+		x.guest, x.run = r.guest, r
 	}
 	size := x.req.ConsoleSize
 	if o.ConsoleSize != nil {
@@ -366,9 +376,31 @@ func (e *Engine) awaitExec(x *exec) {
 	if err == nil {
 		code = int(resp.ExitCode)
 	}
+	e.execEnded(x, code)
+}
+
+// execEnded notes and tells that an exec has ended.
+func (e *Engine) execEnded(x *exec, code int) {
 	x.end(code)
 	e.emitExec(x, events.ActionExecDie, map[string]string{"exitCode": strconv.Itoa(code)})
 	e.expire(x)
+}
+
+// endedWith says whether an exec could not be started because the container was
+// about to end, and waits for that.
+func (x *exec) endedWith(ctx context.Context, err error) bool {
+	if x.run == nil || status.Code(err) != codes.Unavailable {
+		return false
+	}
+	t := time.NewTimer(lossTimeout)
+	defer t.Stop()
+	select {
+	case <-x.run.ended:
+		return true
+	case <-t.C: // it was something else, like a guest without memory
+	case <-ctx.Done():
+	}
+	return false
 }
 
 func (x *exec) end(code int) {

@@ -104,7 +104,7 @@ func join(list []Namespace) error {
 			}
 		}
 		if err := unix.Setns(ns.FD, ns.Flags); err != nil {
-			return fmt.Errorf("join namespaces %#x: %w", ns.Flags, err)
+			return ended(err, fmt.Errorf("join namespaces %#x: %w", ns.Flags, err))
 		}
 	}
 	return nil

@@ -100,7 +100,7 @@ func (pr *program) fork(container, cgroup int) (pid, pidfd int, err error) {
 // returns when that has executed, or ended. The steps leave reportFD alone.
 func (pr *program) clone(container int, args *cloneArgs) (pid int, err error) {
 	if err := unix.Setns(container, unix.CLONE_NEWPID); err != nil {
-		return 0, fmt.Errorf("join pid namespace: %w", err)
+		return 0, ended(err, fmt.Errorf("join pid namespace: %w", err))
 	}
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
@@ -118,7 +118,7 @@ func (pr *program) clone(container int, args *cloneArgs) (pid int, err error) {
 		return pid, err
 	}
 	if errno != 0 {
-		return 0, fmt.Errorf("fork into the container: %w", errno)
+		return 0, ended(errno, fmt.Errorf("fork into the container: %w", errno))
 	}
 	var report [8]byte
 	var n int
@@ -133,6 +133,15 @@ func (pr *program) clone(container int, args *cloneArgs) (pid int, err error) {
 		return 0, &zombieError{pid, pr.failed(int(step), errno)}
 	}
 	return pid, err
+}
+
+// ended gives err a class when its cause is what the kernel says of a process, a
+// pid namespace or a cgroup that is gone or going: ESRCH, ENOMEM, ENODEV.
+func ended(cause, err error) error {
+	if cause == unix.ESRCH || cause == unix.ENOMEM || cause == unix.ENODEV {
+		return &execError{ClassEnded, err}
+	}
+	return err
 }
 
 // carryOut carries the program out, to its end, in a fork in the container's

@@ -162,4 +162,7 @@ const MaxDescriptors = 253
 const (
 	ClassNotFound      = "not found"
 	ClassNotExecutable = "not executable"
+	// ClassEnded: the container that the process was to be in has ended, or the
+	// kernel says what it says then.
+	ClassEnded = "ended"
 )
