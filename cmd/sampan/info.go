@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"text/template"
 
 	"github.com/docker/go-units"
 	"github.com/moby/moby/client"
@@ -22,6 +23,16 @@ func newInfoCommand(a *app) *cobra.Command {
 }
 
 func (a *app) info(ctx context.Context, format string) error {
+	var t *template.Template
+	if format == "json" {
+		format = "{{json .}}"
+	}
+	if format != "" {
+		var err error
+		if t, err = newTemplate(format); err != nil {
+			return &exitError{code: 64, text: err.Error()}
+		}
+	}
 	docker, err := a.docker(ctx)
 	if err != nil {
 		return err
@@ -31,14 +42,7 @@ func (a *app) info(ctx context.Context, format string) error {
 		return err
 	}
 	i := res.Info
-	if format != "" {
-		if format == "json" {
-			format = "{{json .}}"
-		}
-		t, err := newTemplate(format)
-		if err != nil {
-			return err
-		}
+	if t != nil {
 		return execute(a.out, t, i)
 	}
 	a.fields("Client:", [][2]string{{"Version", a.build}})

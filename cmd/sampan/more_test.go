@@ -180,6 +180,9 @@ func TestVersionAndInfo(t *testing.T) {
 	if res := f.run(t, "", "info", "-f", "{{.NCPU}}"); res != (result{0, "2\n", ""}) {
 		t.Errorf("%+v", res)
 	}
+	if res := f.run(t, "", "info", "-f", "{{"); res.code != 64 || !strings.Contains(res.err, "template parsing error: template: :1: unclosed action") {
+		t.Errorf("%+v", res)
+	}
 	if res := f.run(t, "", "info"); res.code != 0 || !strings.Contains(res.out, " Total Memory:      1GiB\n") || res.err != "careful\n" {
 		t.Errorf("%+v", res)
 	}

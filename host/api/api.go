@@ -170,7 +170,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if _, pattern := s.mux.Handler(r); pattern == "" {
 		if docker.MatchString(r.URL.Path) {
-			fail(w, errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("sampan: %s %s is not supported", r.Method, r.URL.Path)))
+			fail(w, errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("sampan: %s %s is not supported%s", r.Method, r.URL.Path, instead[r.URL.Path])))
 		} else {
 			fail(w, errdefs.ErrNotFound.WithMessage("page not found"))
 		}
@@ -178,6 +178,11 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mux.ServeHTTP(w, r)
 }
+
+// instead is what to do where a path is of no use, by path.
+var instead = map[string]string{"/build": buildInstead, "/session": buildInstead, "/grpc": buildInstead}
+
+const buildInstead = ": there is no builder in here. Build with another (buildah, podman, buildctl) into an archive, and load that: sampan load -i FILE"
 
 type versionKey struct{}
 

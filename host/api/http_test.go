@@ -58,7 +58,7 @@ func TestStatusCodes(t *testing.T) {
 		{"GET", "/nope", "", "page not found", 404},
 		{"GET", "/containers/nope/json", "", "No such container: nope", 404},
 		{"GET", "/containers/up/checkpoints", "", "sampan: GET /containers/up/checkpoints is not supported", 501},
-		{"POST", "/build", "", "sampan: POST /build is not supported", 501},
+		{"POST", "/build", "", "sampan: POST /build is not supported: there is no builder in here. Build with another (buildah, podman, buildctl) into an archive, and load that: sampan load -i FILE", 501},
 		{"POST", "/swarm/init", "{}", "is not supported", 501},
 		{"POST", "/containers/up/start", "", "", 304},
 		{"POST", "/containers/up/kill?signal=NOPE", "", "invalid signal: NOPE", 400},

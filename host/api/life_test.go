@@ -147,6 +147,12 @@ func TestEvents(t *testing.T) {
 		"container create", "network connect", "container start", "container kill", "container die 143", "network disconnect", "container stop")
 	want(d.events(time.Now(), "container destroy", func() { d.ok("start", "cc"); d.ok("rm", "-f", "cc") }),
 		"network connect", "container start", "container kill", "container die 137", "network disconnect", "container destroy")
+	// What is killed needs no thaw.
+	want(d.events(time.Now(), "container destroy", func() {
+		d.ok("run", "-d", "--rm", "--name", "frozen", "img", "sleep")
+		d.ok("pause", "frozen")
+		d.ok("kill", "frozen")
+	}), "container create", "network connect", "container start", "container pause", "container kill", "container die 137", "network disconnect", "container destroy")
 	want(d.events(time.Now(), "volume destroy", func() { d.ok("volume", "create", "vv"); d.ok("volume", "rm", "vv") }),
 		"volume create", "volume destroy")
 	d.ok("run", "-d", "--name", "up", "img", "sleep")

@@ -79,6 +79,41 @@ func TestWords(t *testing.T) {
 	})
 }
 
+// A container is shown with the name of its image, as long as that is its.
+func TestNameOfImage(t *testing.T) {
+	d := start(t)
+	d.ok("tag", "img", "other:1")
+	d.ok("run", "-d", "--name", "up", "other:1", "sleep")
+	shown := func() string { return d.ok("ps", "--no-trunc", "--format", "{{.Image}}") }
+	if got := shown(); got != "other:1" {
+		t.Errorf("ps shows %q", got)
+	}
+	d.ok("rmi", "other:1")
+	if got, want := shown(), d.ok("inspect", "-f", "{{.Image}}", "up"); got != want {
+		t.Errorf("without the tag ps shows %q, want %q", got, want)
+	}
+}
+
+// A port is published while its container runs.
+func TestPublishedWhileRunning(t *testing.T) {
+	d := start(t)
+	d.ok("create", "--name", "web", "-p", "127.0.0.1::80", "--expose", "90", "img", "sleep")
+	found := func(filter string) string {
+		return d.ok("ps", "-a", "-f", filter, "--format", "{{.Names}}")
+	}
+	for _, filter := range []string{"publish=80", "expose=90"} {
+		if got := found(filter); got != "" {
+			t.Errorf("%s finds %q, which doesn't run", filter, got)
+		}
+	}
+	d.ok("start", "web")
+	for filter, want := range map[string]string{"publish=80": "web", "expose=80": "web", "expose=90": "web", "publish=81": ""} {
+		if got := found(filter); got != want {
+			t.Errorf("%s finds %q, want %q", filter, got, want)
+		}
+	}
+}
+
 // What is not supported is refused by its name.
 func TestUnsupported(t *testing.T) {
 	d := start(t)

@@ -56,6 +56,7 @@ func (e *Engine) List(ctx context.Context, o ListOptions) ([]container.Summary, 
 	})
 	list := []container.Summary{}
 	names := linkNames(views)
+	named := e.imageNames()
 	for _, v := range views {
 		if o.Limit > 0 && len(list) == o.Limit {
 			break
@@ -64,6 +65,7 @@ func (e *Engine) List(ctx context.Context, o ListOptions) ([]container.Summary, 
 			continue
 		}
 		s := v.summary(time.Now())
+		s.Image = named(s.Image, s.ImageID)
 		s.Names = append(s.Names, names[s.ID]...)
 		slices.Sort(s.Names)
 		if o.Size {
@@ -77,6 +79,25 @@ func (e *Engine) List(ctx context.Context, o ListOptions) ([]container.Summary, 
 		list = append(list, s)
 	}
 	return list, nil
+}
+
+// imageNames tells by which name a container's image is shown: the one that it was
+// created with, unless that is no longer the image's.
+func (e *Engine) imageNames() func(name, id string) string {
+	known := map[string]string{} // each is looked up once
+	return func(name, id string) string {
+		now, ok := known[name]
+		if !ok {
+			if img, err := e.cfg.Image(name); err == nil {
+				now = img.ID
+			}
+			known[name] = now
+		}
+		if now != id {
+			return id
+		}
+		return name
+	}
 }
 
 // listFilter is the condition of a list.
@@ -145,7 +166,7 @@ func (e *Engine) listFilter(o ListOptions) (func(view) bool, error) {
 			f.equal("health", string(healthOf(r.State.Health))) &&
 			(!byCode || status == container.StateExited && r.State.ExitCode == exited) &&
 			(before.IsZero() || r.Created.Before(before)) && (since.IsZero() || r.Created.After(since)) &&
-			(published == nil || v.published(published)) && (exposed == nil || slices.ContainsFunc(slices.Collect(maps.Keys(r.Config.ExposedPorts)), exposed)) &&
+			(published == nil || v.published(published)) && (exposed == nil || slices.ContainsFunc(slices.Collect(maps.Keys(v.bound)), exposed)) &&
 			(ancestors == nil || slices.Contains(ancestors, r.ImageID))
 	}, nil
 }
@@ -171,9 +192,9 @@ func portFilter(key string, values []string) (func(apinet.Port) bool, error) {
 }
 
 // published says whether one of the ports of the host, or of the container, that
-// it publishes matches.
+// it publishes matches. As with Docker, one that doesn't run publishes none.
 func (v view) published(match func(apinet.Port) bool) bool {
-	for port, bindings := range v.rec.HostConfig.PortBindings {
+	for port, bindings := range v.bound {
 		if len(bindings) > 0 && match(port) {
 			return true
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -346,7 +347,10 @@ func startExitCode(err error) int {
 // startError turns the agent's refusals into errors of the caller's class.
 // Clients tell 127 and 126 by the words.
 func startError(prefix string, err error) error {
-	text := prefix + message(err)
+	text := message(err)
+	if !strings.HasPrefix(text, "unable to find ") { // a user or a group, which Docker says so
+		text = prefix + text
+	}
 	switch status.Code(err) {
 	case codes.NotFound, codes.PermissionDenied, codes.FailedPrecondition:
 		return errdefs.ErrInvalidArgument.WithMessage(text)

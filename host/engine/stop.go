@@ -179,7 +179,7 @@ func (e *Engine) Kill(ctx context.Context, name, sig string) error {
 	if err := e.signal(ctx, c, r, num); err != nil {
 		return fmt.Errorf("cannot kill container: %s: %s", name, message(err))
 	}
-	if ends { // and a pause, as with Docker
+	if ends && num != sigKILL { // and a pause, as with Docker; SIGKILL needs no thaw
 		if _, err := e.thaw(ctx, c, r); err != nil {
 			e.log.Warn("kill container", "id", c.id, "error", err)
 		}
