@@ -133,6 +133,9 @@ func (s *server) containerRename(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) containerRemove(w http.ResponseWriter, r *http.Request) error {
+	if r.PathValue("name") == "" {
+		return notSupported(r)
+	}
 	if boolean(r, "link") {
 		if err := s.Engine.Unlink(r.Context(), r.PathValue("name")); err != nil {
 			return err

@@ -56,6 +56,7 @@ func TestStatusCodes(t *testing.T) {
 		code                      int
 	}{
 		{"GET", "/nope", "", "page not found", 404},
+		{"DELETE", "/containers", "", "sampan: DELETE /containers is not supported", 501},
 		{"GET", "/containers/nope/json", "", "No such container: nope", 404},
 		{"GET", "/containers/up/checkpoints", "", "sampan: GET /containers/up/checkpoints is not supported", 501},
 		{"POST", "/build", "", "sampan: POST /build is not supported: there is no builder in here. Build with another (buildah, podman, buildctl) into an archive, and load that: sampan load -i FILE", 501},
