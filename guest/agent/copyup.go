@@ -187,6 +187,9 @@ func copyXattrs(dst, src int) error {
 		return err
 	}
 	for attr := range strings.SplitSeq(strings.TrimRight(string(list[:n]), "\x00"), "\x00") {
+		if attr == "" { // overlayfs counts its own, and then doesn't list them
+			continue
+		}
 		size, err := unix.Fgetxattr(src, attr, nil)
 		if err != nil {
 			return fmt.Errorf("attribute %s: %w", attr, err)
