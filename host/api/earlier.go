@@ -2,9 +2,11 @@ package api
 
 import (
 	"net"
+	"net/http"
 	"net/netip"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
 )
 
@@ -107,4 +109,22 @@ func (r *createRequest) complete() (container.CreateRequest, error) {
 	}
 	ep.MacAddress = network.HardwareAddr(mac)
 	return req, nil
+}
+
+// earlierEvent is an event as it was before API 1.52: of containers and images it
+// told some things twice.
+func earlierEvent(r *http.Request, m events.Message) any {
+	if !less(clientVersion(r), "1.52") || m.Type != events.ContainerEventType && m.Type != events.ImageEventType {
+		return m
+	}
+	e := struct {
+		Status events.Action `json:"status"`
+		ID     string        `json:"id"`
+		From   string        `json:"from,omitempty"`
+		events.Message
+	}{m.Action, m.Actor.ID, "", m}
+	if m.Type == events.ContainerEventType {
+		e.From = m.Actor.Attributes["image"]
+	}
+	return e
 }

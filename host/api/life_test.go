@@ -133,6 +133,24 @@ func (d *daemon) events(since time.Time, last string, do func()) []string {
 	}
 }
 
+// Until API 1.52 events of containers and images had fields that are elsewhere, too.
+func TestEventsBefore152(t *testing.T) {
+	d := start(t)
+	begin := time.Now()
+	d.ok("create", "--name", "made", "img")
+	d.ok("volume", "create", "vv")
+	id := d.ok("inspect", "-f", "{{.Id}}", "made")
+	for version, earlier := range map[string]bool{"1.41": true, "1.51": true, "1.52": false} {
+		_, body := d.raw("GET", fmt.Sprintf("/v%s/events?since=%f&until=%f", version, float64(begin.UnixNano())/1e9, float64(time.Now().UnixNano())/1e9), "")
+		if has := strings.Contains(body, `"status":"create","id":"`+id+`","from":"img","Type":"container","Action":"create"`); has != earlier || !strings.Contains(body, `"Type":"container"`) {
+			t.Errorf("%s: %s", version, body)
+		}
+		if n := strings.Count(body, `"status"`); earlier && n != 1 {
+			t.Errorf("%s: %d events have a status", version, n)
+		}
+	}
+}
+
 func TestEvents(t *testing.T) {
 	d := start(t)
 	want := func(got []string, want ...string) {

@@ -133,7 +133,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 	out := newStream(w)
 	return s.Engine.Events(r.Context(), since, until, f,
 		func() { out.begin() }, // a client that is gone shows with the first event
-		func(m events.Message) error { return out.send(m) })
+		func(m events.Message) error { return out.send(earlierEvent(r, m)) })
 }
 
 // eventTime is zero for no time; 0 is one, that of the epoch.
