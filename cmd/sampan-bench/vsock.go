@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -61,7 +62,24 @@ func (b *bench) vsockRows() []row {
 	for _, p := range pairs {
 		rows = append(rows, p.rows()...)
 	}
-	return rows
+	return append(rows, row{"published port: round trip", "another process of the container that asks it", published[2], "ms",
+		func(ctx context.Context) (float64, error) { return lazily(port).RoundTrip(ctx, roundTrips) },
+		func(ctx context.Context) (float64, error) {
+			if _, err := port(ctx); err != nil {
+				return 0, err
+			}
+			return b.roundTripInside(ctx)
+		}})
+}
+
+// roundTripInside is the echo program's answer to a process beside it, in
+// milliseconds.
+func (b *bench) roundTripInside(ctx context.Context) (float64, error) {
+	out, err := b.output(ctx, "exec", "echo", "/share/echo", "trip", strconv.Itoa(roundTrips))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
 }
 
 func (p pair) rows() []row {

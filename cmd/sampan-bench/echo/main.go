@@ -1,7 +1,9 @@
 // Command echo runs in a container of the benchmark: vm/vmtest/guest's commands
 // on TCP, from one process, so that what is measured is the way to it. It echoes
-// datagrams, too. "echo ask NAME SERVER N" measures N questions of names; the
-// container's own name server is "".
+// datagrams, too. With arguments it asks, and prints milliseconds:
+//
+//	echo trip N              mean of N round trips to an echo beside it
+//	echo ask NAME SERVER N   N questions of names; the container's own name server is ""
 package main
 
 import (
@@ -9,25 +11,54 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 
 	"sampan/vm/vmtest/guest"
+	"sampan/vm/vmtest/speed"
 )
 
 func main() {
-	if len(os.Args) == 5 && os.Args[1] == "ask" {
-		if err := ask(os.Args[2], os.Args[3], os.Args[4]); err != nil {
-			fmt.Fprintln(os.Stderr, "ask:", err)
-			os.Exit(1)
-		}
-		return
-	}
-	pc, err := net.ListenPacket("udp", fmt.Sprintf(":%d", guest.CommandPort))
-	if err != nil {
+	if err := run(context.Background(), os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "echo:", err)
 		os.Exit(1)
 	}
+}
+
+func run(ctx context.Context, args []string) error {
+	switch {
+	case len(args) == 0:
+		return serve(ctx)
+	case len(args) == 2 && args[0] == "trip":
+		return trip(ctx, args[1])
+	case len(args) == 4 && args[0] == "ask":
+		return ask(args[1], args[2], args[3])
+	}
+	return fmt.Errorf("%q: not a command", args)
+}
+
+func trip(ctx context.Context, count string) error {
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		return err
+	}
+	peer := speed.Peer{Dial: func(ctx context.Context, port uint32) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	}}
+	took, err := peer.RoundTrip(ctx, n)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Println(took)
+	return err
+}
+
+func serve(ctx context.Context) error {
+	pc, err := net.ListenPacket("udp", fmt.Sprintf(":%d", guest.CommandPort))
+	if err != nil {
+		return err
+	}
 	go datagrams(pc)
-	err = guest.Serve(context.Background(), guest.Env{
+	return guest.Serve(ctx, guest.Env{
 		Listen: func(port uint32) (net.Listener, error) {
 			return net.Listen("tcp", fmt.Sprintf(":%d", port))
 		},
@@ -36,6 +67,4 @@ func main() {
 			return c, nil
 		},
 	})
-	fmt.Fprintln(os.Stderr, "echo:", err)
-	os.Exit(1)
 }
