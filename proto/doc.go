@@ -32,7 +32,7 @@ package proto
 
 // Version of the protocol. It changes with every incompatible change to
 // agent.proto or to the streams.
-const Version = 8
+const Version = 9
 
 // vsock ports. The numbers are ours; 1024 is the first unprivileged one.
 const (
@@ -40,6 +40,9 @@ const (
 	PortControl = 1024
 	// PortStream is where the agent listens for byte streams.
 	PortStream = 1025
+	// PortForward is where the agent listens for streams of the kind StreamDial
+	// and the network "tcp".
+	PortForward = 1027
 	// PortRelay is where the host listens for streams to its UNIX sockets.
 	PortRelay = 1026
 )

@@ -14,7 +14,8 @@ const (
 	// StreamDial is a network connection that the agent opens in the guest.
 	// Before anything else the agent sends the byte DialOK; it ends the stream
 	// without it when it can't connect. Of the network "udp" it carries
-	// datagrams, framed as AppendDatagram says, to and from one socket.
+	// datagrams, framed as AppendDatagram says, to and from one socket; of the
+	// network "tcp" it is opened at PortForward.
 	StreamDial = "dial"
 	// StreamArchive carries a tar to or from a container.
 	StreamArchive = "archive"

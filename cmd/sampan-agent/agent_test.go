@@ -121,7 +121,11 @@ func (g *guest) ctx() context.Context {
 
 func (g *guest) stream(h proto.StreamHeader) net.Conn {
 	g.t.Helper()
-	conn, err := g.machine.Dial(g.ctx(), proto.PortStream)
+	port := uint32(proto.PortStream)
+	if h.Kind == proto.StreamDial && h.Network == "tcp" {
+		port = proto.PortForward
+	}
+	conn, err := g.machine.Dial(g.ctx(), port)
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -16,26 +16,40 @@ const streamBuffer = 1 << 20
 
 // listenStreams listens on a vsock port for any number of streams.
 func listenStreams(port uint32) (net.Listener, error) {
-	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := listenVsock(port)
 	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
+		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), "streams")
 	defer f.Close() // FileListener duplicates it
+	return vsock.FileListener(f)
+}
+
+// listenVsock returns the socket of listenStreams, without blocking mode.
+func listenVsock(port uint32) (fd int, err error) {
+	fd, err = unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+		}
+	}()
 	// Accepted sockets inherit these (vm_sockets(7)). The size is capped by the
 	// maximum, which has to be raised first.
 	for _, opt := range []int{unix.SO_VM_SOCKETS_BUFFER_MAX_SIZE, unix.SO_VM_SOCKETS_BUFFER_SIZE} {
 		if err := unix.SetsockoptUint64(fd, unix.AF_VSOCK, opt, streamBuffer); err != nil {
-			return nil, os.NewSyscallError("setsockopt", err)
+			return -1, os.NewSyscallError("setsockopt", err)
 		}
 	}
 	if err := unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: port}); err != nil {
-		return nil, fmt.Errorf("vsock port %d: %w", port, os.NewSyscallError("bind", err))
+		return -1, fmt.Errorf("vsock port %d: %w", port, os.NewSyscallError("bind", err))
 	}
 	if err := unix.Listen(fd, unix.SOMAXCONN); err != nil {
-		return nil, os.NewSyscallError("listen", err)
+		return -1, os.NewSyscallError("listen", err)
 	}
-	return vsock.FileListener(f)
+	return fd, nil
 }
 
 // dialHost connects to a vsock port of the host. It is bounded by the kernel: 2 s.

@@ -19,9 +19,11 @@ import (
 
 	"github.com/containerd/ttrpc"
 	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
 
 	"sampan/guest/agent"
 	"sampan/guest/boot"
+	"sampan/guest/forward"
 	"sampan/guest/reclaim"
 	"sampan/guest/runtime"
 	"sampan/proto"
@@ -87,6 +89,16 @@ func run(log *slog.Logger) error {
 	go func() {
 		if err := streams.Serve(ln); err != nil {
 			log.Error(err.Error())
+		}
+	}()
+	forwarded, err := listenVsock(proto.PortForward)
+	if err != nil {
+		return fmt.Errorf("listen for connections to forward: %w", err)
+	}
+	go func() {
+		defer unix.Close(forwarded)
+		if err := forward.New(log).Serve(context.Background(), forwarded); err != nil {
+			log.Error("published ports: " + err.Error())
 		}
 	}()
 	go func() {

@@ -121,12 +121,13 @@ const footer = `
   which is one wake-up more. And Linux tells its credit after each read that
   empties the socket: one packet of three, which a kernel patch would save. The
   host's own part is a fifth of it.
-- **A published port**: the agent stands between vsock and the container's socket,
-  a process to be woken in each direction, which user-mode networking has not: of
-  13 ms of QEMU's processor time for a short connection (without others at once)
-  the bare device's part is 1.5 to 2. So it has neither half of its latency nor
-  its connections a second. Sockets of the container's network
-  that the guest's kernel relays itself (BPF's sockmap knows vsock) would save it.
+- **A published port's round trip**: the container's own process and the guest's
+  TCP have half of what two processes in one container take; that is what
+  user-mode networking's comes to, and leaves nothing for a way that took half of
+  it. Ours has vsock's round trip and the agent's two wake-ups besides. Sockets of
+  the container's network that the guest's kernel relays itself (BPF's sockmap
+  knows vsock) would save the agent; Linux 6.12 bounds nothing of what piles up in
+  them.
 - **` + "`run`, `exec`" + `**: new namespaces, mounts and a process of the agent's own binary
   to enter them; most of it is page faults and system calls under emulation. Each
   step is in ` + "`guest/runtime`" + `'s golden test.

@@ -62,7 +62,11 @@ func (g *Guest) Archive(ctx context.Context, container, transfer string) (net.Co
 // the guest: when the address can't be reached, the first Read fails with
 // ECONNREFUSED. The connection has CloseWrite.
 func (g *Guest) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := g.open(ctx, proto.StreamHeader{Kind: proto.StreamDial, Network: network, Address: address})
+	var port uint32 = proto.PortStream
+	if network == "tcp" {
+		port = proto.PortForward
+	}
+	conn, err := g.openAt(ctx, port, proto.StreamHeader{Kind: proto.StreamDial, Network: network, Address: address})
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +130,11 @@ func (d *dialed) CloseWrite() error {
 func (g *Guest) Done() <-chan struct{} { return g.done }
 
 func (g *Guest) open(ctx context.Context, h proto.StreamHeader) (net.Conn, error) {
-	conn, err := g.vm.Dial(ctx, proto.PortStream)
+	return g.openAt(ctx, proto.PortStream, h)
+}
+
+func (g *Guest) openAt(ctx context.Context, port uint32, h proto.StreamHeader) (net.Conn, error) {
+	conn, err := g.vm.Dial(ctx, port)
 	if err != nil {
 		return nil, fmt.Errorf("open %s stream: %w", h.Kind, err)
 	}

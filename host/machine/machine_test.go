@@ -56,12 +56,15 @@ func guest(version uint32, crash <-chan struct{}) func(context.Context, fake.Gue
 // guestWith is guest with an agent of the test's own for each boot.
 func guestWith(newAgent func() *agent, crash <-chan struct{}) func(context.Context, fake.Guest) error {
 	return func(ctx context.Context, g fake.Guest) error {
-		streams, err := g.Listen(proto.PortStream)
-		if err != nil {
-			return err
+		for _, port := range []uint32{proto.PortStream, proto.PortForward} {
+			streams, err := g.Listen(port)
+			if err != nil {
+				return err
+			}
+			go serveStreams(streams)
 		}
-		go serveStreams(streams)
 		var conn net.Conn
+		var err error
 		for conn == nil { // the host may not listen yet
 			if conn, err = g.Dial(proto.PortControl); err != nil {
 				select {

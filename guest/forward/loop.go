@@ -1,0 +1,218 @@
+package forward
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// bufferSize is what one vsock write moves well.
+	bufferSize = 128 << 10
+	// tick is how exactly the waits are kept.
+	tick = time.Second
+	// acceptPause is how long a loop rests when there is no descriptor left for
+	// the next stream.
+	acceptPause = 100 * time.Millisecond
+)
+
+// loop is one thread's connections.
+type loop struct {
+	*Forwarder
+	epoll, listener, stop int
+
+	sides map[int32]*side    // by descriptor
+	young map[*conn]struct{} // those that don't carry yet
+	swept time.Time          // when young was last looked at
+	rest  time.Time          // until when no stream is accepted; zero: they are
+	buf   []byte
+}
+
+func newLoop(f *Forwarder, listener, stop int) (*loop, error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	l := &loop{
+		Forwarder: f, epoll: epoll, listener: listener, stop: stop,
+		sides: map[int32]*side{}, young: map[*conn]struct{}{}, buf: make([]byte, bufferSize),
+	}
+	if err := errors.Join(l.control(unix.EPOLL_CTL_ADD, stop, unix.EPOLLIN), l.listen()); err != nil {
+		unix.Close(epoll)
+		return nil, err
+	}
+	return l, nil
+}
+
+// listen has one of the loops that wait, and not each, woken by a stream.
+func (l *loop) listen() error {
+	return l.control(unix.EPOLL_CTL_ADD, l.listener, unix.EPOLLIN|unix.EPOLLEXCLUSIVE)
+}
+
+func (l *loop) control(op, fd int, events uint32) error {
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.epoll, op, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)}))
+}
+
+// run serves until stop can be read.
+func (l *loop) run() error {
+	events := make([]unix.EpollEvent, 64)
+	for {
+		n, err := unix.EpollWait(l.epoll, events, l.timeout())
+		if err != nil && err != unix.EINTR {
+			return os.NewSyscallError("epoll_wait", err)
+		}
+		for _, e := range events[:max(n, 0)] {
+			switch int(e.Fd) {
+			case l.stop:
+				return nil
+			case l.listener:
+				l.accept()
+			default:
+				// A descriptor closed by an earlier event of these, and perhaps
+				// another's already: what is ready is asked of the kernel again.
+				if s := l.sides[e.Fd]; s != nil {
+					l.ready(s)
+				}
+			}
+		}
+		if err := l.sweep(); err != nil {
+			return err
+		}
+	}
+}
+
+// timeout is for epoll_wait, in milliseconds.
+func (l *loop) timeout() int {
+	switch {
+	case !l.rest.IsZero():
+		return int(acceptPause / time.Millisecond)
+	case len(l.young) > 0:
+		return int(tick / time.Millisecond)
+	}
+	return -1
+}
+
+// sweep ends what takes too long, and a rest that is over.
+func (l *loop) sweep() error {
+	if l.rest.IsZero() && len(l.young) == 0 {
+		return nil
+	}
+	now := time.Now()
+	if !l.rest.IsZero() && now.After(l.rest) {
+		l.rest = time.Time{}
+		if err := l.listen(); err != nil {
+			return err
+		}
+	}
+	if now.Sub(l.swept) < tick {
+		return nil
+	}
+	l.swept = now
+	for c := range l.young {
+		if now.After(c.deadline) {
+			if c.stage == header {
+				l.log.Warn("stream: no header in time")
+			}
+			l.reset(c)
+		}
+	}
+	return nil
+}
+
+// accept takes one stream; others wake a loop again.
+func (l *loop) accept() {
+	fd, _, err := unix.Accept4(l.listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+	switch err {
+	case nil:
+	case unix.EAGAIN, unix.EINTR, unix.ECONNABORTED: // another loop was faster, or it has gone
+		return
+	default: // nothing is left of something
+		l.log.Warn("accept streams: " + err.Error())
+		if l.control(unix.EPOLL_CTL_DEL, l.listener, 0) == nil {
+			l.rest = time.Now().Add(acceptPause)
+		}
+		return
+	}
+	c := &conn{stage: header, deadline: time.Now().Add(l.headerWait)}
+	c.stream, c.target = side{conn: c, fd: fd}, side{conn: c, fd: -1}
+	l.sides[int32(fd)] = &c.stream
+	l.young[c] = struct{}{}
+	l.watch(c)
+}
+
+// ready does what can be done at a side.
+func (l *loop) ready(s *side) {
+	c := s.conn
+	switch c.stage {
+	case header:
+		l.readHeader(c)
+	case dialling:
+		l.dial(c)
+	case carrying:
+		if len(s.out) > 0 {
+			l.flush(s)
+		}
+		if c.stage == carrying && s.readable() {
+			l.pump(s)
+		}
+	}
+	l.watch(c)
+}
+
+// watch has epoll tell what c waits for. A side without a wish is not watched
+// at all, since epoll would tell of its end again and again.
+func (l *loop) watch(c *conn) {
+	if c.stage == closed {
+		return
+	}
+	for _, s := range []*side{&c.stream, &c.target} {
+		want, op := s.wish(), unix.EPOLL_CTL_MOD
+		switch {
+		case want == s.watched:
+			continue
+		case s.watched == 0:
+			op = unix.EPOLL_CTL_ADD
+		case want == 0:
+			op = unix.EPOLL_CTL_DEL
+		}
+		if err := l.control(op, s.fd, want); err != nil {
+			l.log.Warn(fmt.Sprintf("stream: %v", err))
+			l.reset(c)
+			return
+		}
+		s.watched = want
+	}
+}
+
+// reset ends both sides at once: one that has not ended sees a reset.
+func (l *loop) reset(c *conn) {
+	if c.target.fd >= 0 {
+		unix.SetsockoptLinger(c.target.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}
+	l.end(c)
+}
+
+// end closes both sides, and with that epoll forgets them.
+func (l *loop) end(c *conn) {
+	for _, s := range []*side{&c.target, &c.stream} {
+		if s.fd >= 0 {
+			delete(l.sides, int32(s.fd))
+			unix.Close(s.fd)
+		}
+	}
+	delete(l.young, c)
+	c.stage = closed
+}
+
+// close resets all connections.
+func (l *loop) close() {
+	for _, s := range l.sides {
+		if s.conn.stage != closed {
+			l.reset(s.conn)
+		}
+	}
+	unix.Close(l.epoll)
+}
