@@ -31,7 +31,7 @@ const userMode = "QEMU's user-mode networking to the same process"
 // A pair is the same work on two peers.
 type pair struct {
 	name, limit  string
-	bound        [4]string // of each row: to the guest, to the host, round trip, connections
+	bound        [5]string // of each row: to the guest, to the host, round trip, request, connections
 	atOnce       int       // connections
 	ours, theirs speed.Peer
 }
@@ -44,8 +44,9 @@ func (b *bench) vsockRows() []row {
 		emulated = "the guest's system calls and copies, under emulation"
 		small    = "the guest's buffers of 4 KiB"
 	)
-	bare := [4]string{small, emulated, "the guest's interrupt, two threads' wake-ups, and a credit update for each read", "the guest's six packets and one goroutine for each"}
-	published := [4]string{"the guest's TCP stack and copies, behind vsock's buffers of 4 KiB", "the guest's TCP stack and copies", "four wake-ups of the guest: agent and process, both ways", "the agent's and the container's sockets"}
+	const packets, sockets = "the guest's six packets and one goroutine for each", "the agent's and the container's sockets"
+	bare := [5]string{small, emulated, "the guest's interrupt, two threads' wake-ups, and a credit update for each read", packets, packets}
+	published := [5]string{"the guest's TCP stack and copies, behind vsock's buffers of 4 KiB", "the guest's TCP stack and copies", "four wake-ups of the guest: agent and process, both ways", sockets, sockets}
 	var pairs []pair
 	var two speed.Peer
 	for _, cpus := range []int{1, 2} {
@@ -97,6 +98,12 @@ func (p pair) rows() []row {
 		}},
 		{"round trip", "ms", func(p speed.Peer) measure {
 			return func(ctx context.Context) (float64, error) { return p.RoundTrip(ctx, roundTrips) }
+		}},
+		{"a request, with a connection of its own", "ms", func(peer speed.Peer) measure {
+			return func(ctx context.Context) (float64, error) {
+				rate, err := peer.Connections(ctx, connections, 1)
+				return 1000 / rate, err
+			}
 		}},
 		{fmt.Sprintf("connections, %d at a time, each with an echo", p.atOnce), "1/s", func(peer speed.Peer) measure {
 			return func(ctx context.Context) (float64, error) {
