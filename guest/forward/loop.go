@@ -78,9 +78,7 @@ func (l *loop) run() error {
 				}
 			}
 		}
-		if err := l.sweep(); err != nil {
-			return err
-		}
+		l.sweep()
 	}
 }
 
@@ -95,20 +93,20 @@ func (l *loop) timeout() int {
 	return -1
 }
 
-// sweep ends what takes too long, and a rest that is over.
-func (l *loop) sweep() error {
+// sweep ends what takes too long, and a pause that is over.
+func (l *loop) sweep() {
 	if l.rest.IsZero() && len(l.young) == 0 {
-		return nil
+		return
 	}
 	now := time.Now()
 	if !l.rest.IsZero() && now.After(l.rest) {
 		l.rest = time.Time{}
 		if err := l.listen(); err != nil {
-			return err
+			l.pause(err)
 		}
 	}
 	if now.Sub(l.swept) < tick {
-		return nil
+		return
 	}
 	l.swept = now
 	for c := range l.young {
@@ -119,21 +117,19 @@ func (l *loop) sweep() error {
 			l.reset(c)
 		}
 	}
-	return nil
 }
 
-// accept takes one stream; others wake a loop again.
+// accept takes one stream, and has the next loop in line take the next one: of
+// those that wait the kernel wakes the first, which would get all that come in
+// quiet times.
 func (l *loop) accept() {
 	fd, _, err := unix.Accept4(l.listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-	switch err {
-	case nil:
-	case unix.EAGAIN, unix.EINTR, unix.ECONNABORTED: // another loop was faster, or it has gone
-		return
-	default: // nothing is left of something
-		l.log.Warn("accept streams: " + err.Error())
-		if l.control(unix.EPOLL_CTL_DEL, l.listener, 0) == nil {
-			l.rest = time.Now().Add(acceptPause)
-		}
+	if err == unix.EAGAIN || err == unix.EINTR || err == unix.ECONNABORTED {
+		return // another loop was faster, or it has gone
+	}
+	l.control(unix.EPOLL_CTL_DEL, l.listener, 0) // it is watched: it was ready
+	if err != nil {                              // nothing is left of something
+		l.pause(err)
 		return
 	}
 	c := &conn{stage: header, deadline: time.Now().Add(l.headerWait)}
@@ -141,6 +137,15 @@ func (l *loop) accept() {
 	l.sides[int32(fd)] = &c.stream
 	l.young[c] = struct{}{}
 	l.watch(c)
+	if err := l.listen(); err != nil {
+		l.pause(err)
+	}
+}
+
+// pause has no stream accepted for a while.
+func (l *loop) pause(err error) {
+	l.log.Warn("accept streams: " + err.Error())
+	l.rest = time.Now().Add(acceptPause)
 }
 
 // ready does what can be done at a side.
