@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 
 	"sampan/host/engine"
@@ -133,18 +134,29 @@ func (s *server) containerRename(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) containerRemove(w http.ResponseWriter, r *http.Request) error {
-	if r.PathValue("name") == "" {
-		return notSupported(r)
-	}
 	if boolean(r, "link") {
-		if err := s.Engine.Unlink(r.Context(), r.PathValue("name")); err != nil {
-			return err
-		}
-		w.WriteHeader(http.StatusNoContent)
-		return nil
+		return s.unlink(w, r, r.PathValue("name"))
 	}
 	o := engine.RemoveOptions{Force: boolean(r, "force"), Volumes: boolean(r, "v")}
 	if err := s.Engine.Remove(context.WithoutCancel(r.Context()), r.PathValue("name"), o); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// linkRemove is containerRemove of a link, CONTAINER/ALIAS, which is not a
+// container's name.
+func (s *server) linkRemove(w http.ResponseWriter, r *http.Request) error {
+	name := r.PathValue("name") + "/" + r.PathValue("alias")
+	if !boolean(r, "link") {
+		return errdefs.ErrNotFound.WithMessage("No such container: " + name)
+	}
+	return s.unlink(w, r, name)
+}
+
+func (s *server) unlink(w http.ResponseWriter, r *http.Request, name string) error {
+	if err := s.Engine.Unlink(r.Context(), name); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

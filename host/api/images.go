@@ -192,7 +192,7 @@ func (s *server) imageLoad(w http.ResponseWriter, r *http.Request) error {
 }
 
 func notSupported(r *http.Request) error {
-	return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("sampan: %s %s is not supported", r.Method, strings.TrimSuffix(r.URL.Path, "/")))
+	return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("sampan: %s %s is not supported", r.Method, r.URL.Path))
 }
 
 // imagePost is POST /images/NAME/tag and /push.
