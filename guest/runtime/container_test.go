@@ -353,6 +353,38 @@ func TestContainerInit(t *testing.T) {
 	if out, code := run(t, r, cfg); code != 9 || strings.HasPrefix(out, "1\n") {
 		t.Errorf("code %d, output %q; want code 9 of a process that isn't PID 1", code, out)
 	}
+	// It forwards signals, reaps orphans, and ends as the command did.
+	out, code := run(t, r, initConfig(t, 0, "sh", "-c", "trap 'echo got it; exit 3' USR1; (sleep 0.1 & ) ; grep Threads /proc/1/status; sleep 0.5; cat /proc/[0-9]*/stat | grep -c ') Z'; kill -USR1 1; while :; do sleep 0.1; done"))
+	if code != 3 || out != "Threads:\t1\n0\ngot it\n" {
+		t.Errorf("code %d, output %q", code, out)
+	}
+	if out, code := run(t, r, initConfig(t, 0, "sh", "-c", "kill -TERM $$")); code != 143 {
+		t.Errorf("command ended by SIGTERM: code %d, %q", code, out)
+	}
+	if out, code := run(t, r, initConfig(t, 0, "/bin/noformat")); code != 126 || out != "sampan-init: exec: exec format error\n" {
+		t.Errorf("a program that can't be executed: code %d, %q", code, out)
+	}
+	// It is one process of those that the limit allows.
+	if out, code := run(t, r, initConfig(t, 2, "echo", "hi")); code != 0 || out != "hi\n" {
+		t.Errorf("limit of 2: code %d, %q", code, out)
+	}
+	if out, code := run(t, r, initConfig(t, 2, "sh", "-c", "(true); echo forked")); code == 0 || !strings.Contains(out, "can't fork") {
+		t.Errorf("limit of 2, a third: code %d, %q", code, out)
+	}
+	if out, code := run(t, r, initConfig(t, 1, "true")); code != 1 || out != "sampan-init: fork: resource temporarily unavailable\n" {
+		t.Errorf("limit of 1: code %d, %q", code, out)
+	}
+}
+
+// initConfig is of a container with the small init and a limit of processes.
+func initConfig(t *testing.T, limit int64, args ...string) Config {
+	spec := dockerSpec(t, args...)
+	if limit > 0 {
+		spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &limit}
+	}
+	cfg := config(t, spec)
+	cfg.Init = true
+	return cfg
 }
 
 func TestContainerLimits(t *testing.T) {

@@ -20,7 +20,8 @@ func killContext() (context.Context, context.CancelFunc) {
 // Options of a Runtime.
 type Options struct {
 	// Stage2 is the executable of stage 2: one that calls Main first, as
-	// sampan-stage2 and these tests do. Required.
+	// sampan-stage2 and these tests do. Required. For Config.Init it has to be
+	// linked with -E sampan/guest/runtime/stage2.entry.
 	Stage2 string
 	// Children lists the processes that are started. Required.
 	Children *Children

@@ -49,7 +49,7 @@ func TestGuest(t *testing.T) {
 	dir := bundle(t)
 	initrd := filepath.Join(t.TempDir(), "initrd")
 	exe := filepath.Join(t.TempDir(), "init.test")
-	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", exe, ".")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-ldflags=-E sampan/guest/runtime/stage2.entry", "-o", exe, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // the guest has no C library
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the guest's tests: %v\n%s", err, out)

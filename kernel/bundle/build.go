@@ -76,16 +76,20 @@ func Build(ctx context.Context, o Options) (string, error) {
 	return dir, nil
 }
 
+// stage2Entry is where sampan-stage2 starts: before Go's runtime, which its small
+// init does without.
+const stage2Entry = "sampan/guest/runtime/stage2.entry"
+
 func build(ctx context.Context, o Options) (string, error) {
 	triplet, ok := triplets[o.Arch]
 	if !ok {
 		return "", fmt.Errorf("architecture %q: want amd64 or arm64", o.Arch)
 	}
-	agent, err := o.program(ctx, o.Agent, "sampan-agent", "./cmd/sampan-agent")
+	agent, err := o.program(ctx, o.Agent, "sampan-agent", "./cmd/sampan-agent", "")
 	if err != nil {
 		return "", err
 	}
-	stage2, err := o.program(ctx, o.Stage2, "sampan-stage2", "./guest/runtime/sampan-stage2")
+	stage2, err := o.program(ctx, o.Stage2, "sampan-stage2", "./guest/runtime/sampan-stage2", stage2Entry)
 	if err != nil {
 		return "", err
 	}
@@ -151,7 +155,7 @@ func (o Options) addTuned(t tree, m *kernel.Manifest, set packageSet) (image []b
 }
 
 // program returns one of the guest's own programs: ready, or built from pkg.
-func (o Options) program(ctx context.Context, ready, name, pkg string) ([]byte, error) {
+func (o Options) program(ctx context.Context, ready, name, pkg, entry string) ([]byte, error) {
 	if ready != "" {
 		return os.ReadFile(ready)
 	}
@@ -164,6 +168,9 @@ func (o Options) program(ctx context.Context, ready, name, pkg string) ([]byte, 
 	flags := "-s -w -buildid="
 	if o.Build != "" {
 		flags += " -X 'main.build=" + o.Build + "'"
+	}
+	if entry != "" {
+		flags += " -E " + entry
 	}
 	// No VCS stamp: a clone that belongs to another user would fail to build.
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags="+flags, "-o", bin, pkg)

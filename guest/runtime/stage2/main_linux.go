@@ -11,16 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Main becomes stage 2, or the small init, and never returns, in a process
-// that was started as one.
+// Main becomes stage 2, and never returns, in a process that was started as one.
+// (The small init does not come here: see entry.)
 func Main() {
-	switch {
-	case len(os.Args) > 0 && os.Args[0] == Name:
+	if len(os.Args) > 0 && os.Args[0] == Name {
 		debug.SetGCPercent(-1)
 		runtime.LockOSThread()
 		os.Exit(run(os.Args[1:]))
-	case len(os.Args) > 1 && os.Args[0] == InitName:
-		os.Exit(initMain(os.Args[1:]))
 	}
 }
 
