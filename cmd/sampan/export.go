@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
@@ -26,7 +27,7 @@ func newExportCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.saveStream(output, func() (io.ReadCloser, error) {
+			return a.saveStream("export container", output, func() (io.ReadCloser, error) {
 				return docker.ContainerExport(cmd.Context(), args[0], client.ContainerExportOptions{})
 			})
 		},
@@ -36,8 +37,9 @@ func newExportCommand(a *app) *cobra.Command {
 }
 
 // saveStream writes what open gives to a file, or to stdout unless that is a
-// terminal. A file is replaced only by the whole of it.
-func (a *app) saveStream(output string, open func() (io.ReadCloser, error)) error {
+// terminal. A file is replaced only by the whole of it, and so can't be a device.
+// Errors of the file say that action has failed.
+func (a *app) saveStream(action, output string, open func() (io.ReadCloser, error)) error {
 	if output == "" {
 		if _, is := term.GetFdInfo(a.out); is {
 			return errors.New("cowardly refusing to save to a terminal. Use the -o flag or redirect")
@@ -50,12 +52,8 @@ func (a *app) saveStream(output string, open func() (io.ReadCloser, error)) erro
 		_, err = io.Copy(a.out, r)
 		return err
 	}
-	fi, err := outputInfo(output)
-	if err == nil && fi != nil && !fi.Mode().IsRegular() {
-		err = errors.New("cannot write to a special file")
-	}
-	if err != nil {
-		return fmt.Errorf("failed to export container: %w", err)
+	if err := checkReplaceable(output); err != nil {
+		return fmt.Errorf("failed to %s: %w", action, err)
 	}
 	r, err := open()
 	if err != nil {
@@ -65,22 +63,45 @@ func (a *app) saveStream(output string, open func() (io.ReadCloser, error)) erro
 	return replaceFile(output, r)
 }
 
-// outputInfo is what is at a path that a file is to be written to, nil when it is to
-// be made; an error when it can't.
-func outputInfo(path string) (fs.FileInfo, error) {
-	fi, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if _, err := os.Stat(filepath.Dir(path)); err != nil {
-			return nil, fmt.Errorf("invalid output path: %w", err)
-		}
-		return nil, nil
-	case err != nil:
-		return nil, err
-	case fi.IsDir():
-		return nil, errors.New("cannot write to a directory")
+// specialFiles are those that a rename would put out of the way; the first that
+// fits is the word for a file.
+var specialFiles = []struct {
+	mode fs.FileMode
+	word string
+}{
+	{fs.ModeDir, "a directory"},
+	{fs.ModeSymlink, "a symbolic link directly"},
+	{fs.ModeNamedPipe, "a named pipe (FIFO)"},
+	{fs.ModeSocket, "a socket"},
+	{fs.ModeCharDevice, "a character device file"},
+	{fs.ModeDevice, "a block device file"},
+	{fs.ModeIrregular, "an irregular file"},
+}
+
+// checkReplaceable refuses a path that no regular file can be renamed to, or whose
+// replacement nobody wants.
+func checkReplaceable(path string) error {
+	dir := filepath.Dir(path)
+	di, err := os.Stat(dir)
+	if err == nil && !di.IsDir() {
+		err = &fs.PathError{Op: "stat", Path: dir, Err: syscall.ENOTDIR}
 	}
-	return fi, nil
+	if err != nil {
+		return fmt.Errorf("invalid output path: %w", err)
+	}
+	fi, err := os.Lstat(path) // the link itself is what a rename replaces
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("failed to stat output path: %w", err)
+	}
+	for _, s := range specialFiles {
+		if fi.Mode()&s.mode != 0 {
+			return fmt.Errorf("cannot write to %s", s.word)
+		}
+	}
+	return nil
 }
 
 func replaceFile(path string, r io.Reader) error {

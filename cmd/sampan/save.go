@@ -2,16 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/moby/moby/client"
-	"github.com/moby/term"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
@@ -36,11 +32,6 @@ func newSaveCommand(a *app) *cobra.Command {
 }
 
 func (a *app) save(ctx context.Context, images []string, output string, p *ocispec.Platform) error {
-	if output == "" {
-		if _, is := term.GetFdInfo(a.out); is {
-			return errors.New("cowardly refusing to save to a terminal. Use the -o flag or redirect")
-		}
-	}
 	var opts []client.ImageSaveOption
 	if p != nil {
 		opts = append(opts, client.ImageSaveWithPlatforms(*p))
@@ -49,45 +40,7 @@ func (a *app) save(ctx context.Context, images []string, output string, p *ocisp
 	if err != nil {
 		return err
 	}
-	res, err := docker.ImageSave(ctx, images, opts...)
-	if err != nil {
-		return err
-	}
-	defer res.Close()
-	if output == "" {
-		_, err := io.Copy(a.out, res)
-		return err
-	}
-	return writeWhole(output, res)
-}
-
-// writeWhole makes a file of what r gives: all, or no new file.
-func writeWhole(path string, r io.Reader) error {
-	fi, err := outputInfo(path)
-	if err != nil {
-		return fmt.Errorf("failed to save image: %w", err)
-	}
-	if fi != nil && !fi.Mode().IsRegular() { // a device, say
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(f, r)
-		return errors.Join(err, f.Close())
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".sampan-")
-	if err != nil {
-		return fmt.Errorf("failed to save image: %w", err)
-	}
-	_, err = io.Copy(f, r)
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	return a.saveStream("save image", output, func() (io.ReadCloser, error) { return docker.ImageSave(ctx, images, opts...) })
 }
 
 func newImportCommand(a *app) *cobra.Command {

@@ -24,7 +24,7 @@ func newVolumeExportCommand(a *app) *cobra.Command {
 		Short: "Export a volume's files as a tar archive",
 		Args:  argCount(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.saveStream(output, func() (io.ReadCloser, error) {
+			return a.saveStream("export volume", output, func() (io.ReadCloser, error) {
 				resp, err := a.volumeTar(cmd.Context(), http.MethodGet, args[0], nil)
 				if err != nil {
 					return nil, err
