@@ -137,12 +137,17 @@ func TestSandbox(t *testing.T) {
 	}
 	h.sampan(t, "run", "-d", "--name", "crun", "--privileged", "--network", "host", "--pid", "host", "--ipc", "host", "--uts", "host",
 		"--cgroupns", "host", "crun", "busybox", "sleep", "100000")
+	h.sampan(t, "run", "-d", "--name", "owner", "--network", "none", "--ipc", "shareable", "probe", "/probe", "sleep")
 	for _, c := range sandboxCases(t) {
 		if !c.often && !nightly() {
 			continue
 		}
 		t.Run(c.name, func(t *testing.T) {
-			ours, err := facts(h.sampan(t, slices.Concat([]string{"run", "--rm", "--network", "none"}, c.options, []string{"probe"})...))
+			network := []string{"--network", "none"}
+			if slices.Contains(c.options, "--network") {
+				network = nil
+			}
+			ours, err := facts(h.sampan(t, slices.Concat([]string{"run", "--rm"}, network, c.options, []string{"probe"})...))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -162,6 +167,9 @@ func TestSandbox(t *testing.T) {
 			}
 			if len(ours) < 1000 || len(theirs) < 1000 {
 				t.Fatalf("only %d and %d facts", len(ours), len(theirs))
+			}
+			if slices.Contains(c.options, "--pid") && ours["process 1 trace"] == "" {
+				t.Error("nothing was tried with another's process")
 			}
 			keys := maps.Clone(ours)
 			maps.Copy(keys, theirs)
@@ -331,6 +339,11 @@ func TestRecordSandbox(t *testing.T) {
 		}
 		top = append(top, imagetest.File{Name: "sandbox/" + name, Data: text})
 	}
+	program, err := os.ReadFile(filepath.Join(files.dir, "images", "probe"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	top = append(top, imagetest.File{Name: "sandbox/probe", Mode: 0o755, Data: program})
 	image := filepath.Join(t.TempDir(), "dockerd.tar")
 	if err := archive(image, "dockerd:latest", v1.Config{}, []v1.Layer{tree}, top...); err != nil {
 		t.Fatal(err)
@@ -420,6 +433,11 @@ func normalise(spec *specs.Spec, name string) {
 	for i, kv := range spec.Process.Env {
 		if strings.HasPrefix(kv, "HOSTNAME=") && name != "uts-host" {
 			spec.Process.Env[i] = "HOSTNAME=" + id
+		}
+	}
+	for i, ns := range spec.Linux.Namespaces {
+		if ns.Path != "" { // of the container `owner`
+			spec.Linux.Namespaces[i].Path = "/proc/OWNER/ns/" + filepath.Base(ns.Path)
 		}
 	}
 	for i, m := range spec.Mounts {

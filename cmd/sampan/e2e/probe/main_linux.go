@@ -61,7 +61,7 @@ func main() {
 		tryCalls(os.Args[2], n)
 		return
 	case len(os.Args) == 2 && os.Args[1] == "sleep":
-		time.Sleep(time.Minute)
+		time.Sleep(time.Hour)
 		return
 	case len(os.Args) == 3 && os.Args[1] == "crun":
 		fail(crun(os.Args[2]))

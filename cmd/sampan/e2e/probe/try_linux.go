@@ -2,9 +2,12 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -84,11 +87,58 @@ func (f facts) attempts() {
 	}
 	_, err = os.Readlink("/proc/1/root")
 	f.errno("process 1 root", err)
+	f.first()
 	score := atoi(f["self oom_score_adj"])
 	f.errno("lower oom score", os.WriteFile("/proc/self/oom_score_adj", fmt.Append(nil, score-1), 0))
 	os.WriteFile("/proc/self/oom_score_adj", fmt.Append(nil, score), 0)
 	f.errno("raise core limit", unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: 1 << 40, Max: 1 << 40}, nil))
 	f.errno("trace a child", trace())
+}
+
+// first tells what may be done to the first process of the pid namespace, which
+// may be another container's, and who else is there.
+func (f facts) first() {
+	if os.Getpid() == 1 {
+		return
+	}
+	f.errno("process 1 write mem", open("/proc/1/mem", unix.O_WRONLY))
+	f.errno("process 1 signal", unix.Kill(1, 0))
+	f.errno("process 1 trace", onThread(func() error { return unix.PtraceSeize(1) }))
+	var word [8]byte
+	local, remote := unix.Iovec{Base: &word[0], Len: 8}, unix.RemoteIovec{Base: uintptr(unsafe.Pointer(&spaces)), Len: 8}
+	_, err := unix.ProcessVMReadv(1, []unix.Iovec{local}, []unix.RemoteIovec{remote}, 0)
+	f.errno("process 1 memory", err)
+	pidfd, err := unix.PidfdOpen(1, 0)
+	f.errno("process 1 pidfd", err)
+	if err == nil {
+		fd, err := unix.PidfdGetfd(pidfd, 0, 0)
+		f.errno("process 1 descriptor", err)
+		if err == nil {
+			unix.Close(fd)
+		}
+		unix.Close(pidfd)
+	}
+	files, err := os.ReadDir("/proc/1/fd")
+	f.errno("process 1 descriptors", err)
+	for _, file := range files {
+		target, err := os.Readlink("/proc/1/fd/" + file.Name())
+		if err != nil {
+			f.errno("process 1 descriptors", err)
+		} else if strings.HasPrefix(target, "/") && !strings.HasPrefix(target, "/dev/") && !strings.HasPrefix(target, "/sys/fs/cgroup/") {
+			f["process 1 descriptor "+target] = "there"
+		}
+	}
+	if os.Getpid() > 100 { // the machine's
+		return
+	}
+	names := map[string]bool{}
+	others, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, name := range others {
+		if name != "/proc/1/comm" {
+			names[strings.TrimSpace(read(name))] = true
+		}
+	}
+	f["processes"] = strings.Join(slices.Sorted(maps.Keys(names)), " ")
 }
 
 func setns(path string, flag int) error {
