@@ -57,6 +57,30 @@ type Processer interface {
 	Pid() int
 }
 
+// Meter is a Machine whose hypervisor's use of the host is counted.
+type Meter interface {
+	// Usage fails when the machine has ended.
+	Usage() (Usage, error)
+}
+
+// Usage is what a hypervisor has used of its host up to now, in all threads.
+type Usage struct {
+	// CPU is processor time: the guest's, and the hypervisor's own.
+	CPU time.Duration `json:"cpu"`
+	// Memory is what is resident of it, the guest's included, in bytes.
+	Memory  int64 `json:"memory"`
+	Threads int   `json:"threads"`
+	// Storage is absent where the host doesn't tell.
+	Storage *Storage `json:"storage,omitempty"`
+}
+
+// Storage is what passed between a process and the host's disks, in bytes;
+// what the host's page cache answers is not in it.
+type Storage struct {
+	Read    int64 `json:"read"`
+	Written int64 `json:"written"`
+}
+
 // ErrUnsupported is wrapped by errors about what a driver or system can't do.
 var ErrUnsupported = errors.New("not supported")
 

@@ -21,6 +21,7 @@ import (
 // The virtual machine has endpoints of its own beside the Docker Engine API:
 //
 //	GET  /sampan/machine          machineStatus
+//	GET  /sampan/machine/usage    machineUsage
 //	POST /sampan/machine/start    boots it, if it does not run
 //	POST /sampan/machine/stop     turns it off in order
 //	GET  /sampan/machine/logs     what its console printed; ?follow=1 goes on

@@ -22,8 +22,8 @@ import (
 const redraw = 500 * time.Millisecond
 
 type statsFlags struct {
-	all, once, noTrunc bool
-	format             string
+	all, once, noTrunc, machine bool
+	format                      string
 }
 
 func newStatsCommand(a *app) *cobra.Command {
@@ -37,6 +37,7 @@ func newStatsCommand(a *app) *cobra.Command {
 	fs := cmd.Flags()
 	fs.BoolVarP(&f.all, "all", "a", false, "Show all containers (default shows just running)")
 	fs.StringVar(&f.format, "format", "", "Format output using a Go template, 'table TEMPLATE' or 'json'")
+	fs.BoolVar(&f.machine, "machine", false, "Show the virtual machine itself as well, as this host sees it")
 	fs.BoolVar(&f.once, "no-stream", false, "Disable streaming stats and only pull the first result")
 	fs.BoolVar(&f.noTrunc, "no-trunc", false, "Do not truncate output")
 	return cmd
@@ -57,14 +58,27 @@ func (a *app) stats(ctx context.Context, names []string, f statsFlags) error {
 	b := &board{docker: docker, once: f.once, seen: map[string]*watched{}}
 	defer b.wg.Wait()
 	defer cancel()
+	if f.machine {
+		b.machine = &meter{ask: a.machineUsage, notes: a.err}
+		if isTable(f.format) && !f.once {
+			b.machine.notes = nil // they are below the table
+		}
+		b.wg.Go(func() { b.machine.watch(ctx, f.once) })
+	}
 	if f.once {
 		if err := b.follow(ctx, names, f.all); err != nil {
 			return err
 		}
 		b.wg.Wait()
 		rows, err := b.rows(!f.noTrunc)
-		return errors.Join(writeStats(a.out, f.format, rows), err)
+		rows, _, failed := b.machine.add(rows)
+		return errors.Join(writeStats(a.out, f.format, rows), err, failed)
 	}
+	return a.liveStats(ctx, b, names, f)
+}
+
+// liveStats draws the table until ctx ends.
+func (a *app) liveStats(ctx context.Context, b *board, names []string, f statsFlags) error {
 	t := time.NewTicker(redraw)
 	defer t.Stop()
 	fmt.Fprint(a.out, "\033[2J")
@@ -76,9 +90,16 @@ func (a *app) stats(ctx context.Context, names []string, f statsFlags) error {
 		if err != nil && len(names) > 0 && len(rows) == 0 {
 			return err
 		}
+		rows, note, err := b.machine.add(rows)
+		if err != nil {
+			return err
+		}
 		var page bytes.Buffer
 		if err := writeStats(&page, f.format, rows); err != nil {
 			return err
+		}
+		if note != "" && isTable(f.format) {
+			page.WriteString(note + "\n")
 		}
 		// Each line is cleared to its end, and what is below the last one.
 		text := "\033[H" + strings.ReplaceAll(page.String(), "\n", "\033[K\n") + "\033[J"
@@ -95,9 +116,10 @@ func (a *app) stats(ctx context.Context, names []string, f statsFlags) error {
 
 // board collects the figures of containers.
 type board struct {
-	docker *client.Client
-	once   bool
-	wg     sync.WaitGroup
+	docker  *client.Client
+	once    bool
+	machine *meter // nil: nobody asked
+	wg      sync.WaitGroup
 
 	mu    sync.Mutex
 	order []string
@@ -200,6 +222,9 @@ func (b *board) rows(trunc bool) ([]statsRow, error) {
 	return rows, err
 }
 
+// isTable says whether a format is for people.
+func isTable(format string) bool { return format == "" || strings.HasPrefix(format, "table") }
+
 func writeStats(w io.Writer, format string, rows []statsRow) error {
 	return writeRows(w, format, "{{.ID}}\t{{.Name}}\t{{.CPUPerc}}\t{{.MemUsage}}\t{{.MemPerc}}\t{{.NetIO}}\t{{.BlockIO}}\t{{.PIDs}}", statsRow{
 		BlockIO: "BLOCK I/O", CPUPerc: "CPU %", Container: "CONTAINER", ID: "CONTAINER ID", MemPerc: "MEM %",
@@ -240,8 +265,8 @@ func newStatsRow(w *watched, trunc bool) statsRow {
 	r.CPUPerc = fmt.Sprintf("%.2f%%", cpuPercent(s))
 	r.MemUsage = units.BytesSize(memory) + " / " + units.BytesSize(float64(s.MemoryStats.Limit))
 	r.MemPerc = fmt.Sprintf("%.2f%%", percent)
-	r.NetIO = units.HumanSizeWithPrecision(rx, 3) + " / " + units.HumanSizeWithPrecision(tx, 3)
-	r.BlockIO = units.HumanSizeWithPrecision(read, 3) + " / " + units.HumanSizeWithPrecision(written, 3)
+	r.NetIO = twoSizes(rx, tx)
+	r.BlockIO = twoSizes(read, written)
 	r.PIDs = fmt.Sprint(s.PidsStats.Current)
 	return r
 }

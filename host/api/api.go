@@ -132,6 +132,7 @@ func (s *server) routes() []route {
 
 		{"POST /sampan/machine/check", s.imageCheck},
 		{"GET /sampan/machine", s.machineStatus},
+		{"GET /sampan/machine/usage", s.machineUsage},
 		{"POST /sampan/machine/start", s.machineStart},
 		{"POST /sampan/machine/stop", s.machineStop},
 		{"POST /sampan/machine/disk", s.machineDisk},

@@ -92,7 +92,10 @@ func (m *fakeMachine) crash() {
 func (m *fakeMachine) Stop(context.Context) error            { m.crash(); return nil }
 func (m *fakeMachine) GrowDisk(int64) error                  { return errors.New("the disk of a fake can't grow") }
 func (m *fakeMachine) Status(context.Context) machine.Status { return machine.Status{} }
-func (m *fakeMachine) ConsoleLog() string                    { return os.DevNull }
+func (m *fakeMachine) Usage() machine.Usage {
+	return machine.Usage{State: machine.Stopped, Memory: 1 << 30}
+}
+func (m *fakeMachine) ConsoleLog() string { return os.DevNull }
 
 // fakeGuest is an agent whose processes are goroutines.
 type fakeGuest struct {

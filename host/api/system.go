@@ -156,6 +156,10 @@ func (s *server) machineStatus(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, http.StatusOK, s.Engine.MachineStatus(r.Context()))
 }
 
+func (s *server) machineUsage(w http.ResponseWriter, _ *http.Request) error {
+	return answer(w, http.StatusOK, s.Engine.MachineUsage())
+}
+
 func (s *server) machineStart(w http.ResponseWriter, r *http.Request) error {
 	if err := s.Engine.StartMachine(r.Context()); err != nil {
 		return err

@@ -54,6 +54,7 @@ type Machine interface {
 	Hold() (release func())
 	Stop(context.Context) error
 	Status(context.Context) machine.Status
+	Usage() machine.Usage
 	// GrowDisk makes the data disk larger, from the next boot on.
 	GrowDisk(size int64) error
 	// ConsoleLog is the path of the guest's console log.

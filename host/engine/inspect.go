@@ -105,5 +105,9 @@ func (e *Engine) MachineStatus(ctx context.Context) machine.Status {
 	return s
 }
 
+// MachineUsage tells what the machine uses as its host sees it, without booting
+// it.
+func (e *Engine) MachineUsage() machine.Usage { return e.machine.Usage() }
+
 // ConsoleLog is the path of the guest's console log.
 func (e *Engine) ConsoleLog() string { return e.machine.ConsoleLog() }

@@ -31,6 +31,8 @@ type Guest struct {
 	started sync.Once // a first container
 	detach  func()    // network card; may be nil
 	relay   func()    // ends the relay to this host's sockets; may be nil
+	counter Counter   // of the network card; may be nil
+	before  Traffic   // what it had counted already
 	done    chan struct{}
 	endOnce sync.Once
 	hungUp  chan struct{} // closed by lost

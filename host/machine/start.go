@@ -66,6 +66,7 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 			return nil, fmt.Errorf("attach network: %w", err)
 		}
 		defer cfg.NIC.File.Close()
+		g.countFrom(m.cfg.Network)
 	}
 	g.vm, err = m.cfg.Driver.Boot(ctx, cfg)
 	if err != nil {

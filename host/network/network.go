@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containers/gvisor-tap-vsock/pkg/services/forwarder"
 	"github.com/containers/gvisor-tap-vsock/pkg/tap"
@@ -76,6 +77,12 @@ func (n *Network) HostLoopback() netip.Addr { return n.host(254) }
 
 // Warnings tell what of the network doesn't work.
 func (n *Network) Warnings() []string { return n.ping.warnings() }
+
+// Traffic is how many bytes, of Ethernet frames, the machines have received and
+// sent by their network cards since New.
+func (n *Network) Traffic() (received, sent uint64) {
+	return atomic.LoadUint64(&n.ports.Sent), atomic.LoadUint64(&n.ports.Received)
+}
 
 func (n *Network) host(last byte) netip.Addr {
 	b := n.subnet.Addr().As4()

@@ -54,6 +54,7 @@ func attach(t *testing.T, n *Network) card {
 // The card carries frames: an ARP request for the gateway is answered.
 func TestAttach(t *testing.T) {
 	n := newNetwork(t)
+	var received, sent uint64
 	for range 2 { // one machine after the other
 		c := attach(t, n)
 		mac, _ := net.ParseMAC(guestMAC)
@@ -66,9 +67,19 @@ func TestAttach(t *testing.T) {
 		}
 		answer := make([]byte, 2000)
 		l, err := c.Read(answer)
+		received, sent = received+uint64(l), sent+uint64(len(frame))
 		if err != nil || l < 42 || !bytes.Equal(answer[:6], mac) || answer[21] != 2 {
 			t.Errorf("answer %x, %v", answer[:l], err)
 		}
+	}
+	// A frame is counted just after it has been passed on. The second broadcast may
+	// have gone to the first card too.
+	until := time.Now().Add(10 * time.Second)
+	for r, s := n.Traffic(); r != received && r != received+sent/2 || s != sent; r, s = n.Traffic() {
+		if time.Now().After(until) {
+			t.Fatalf("%d bytes received, %d sent; want %d, %d", r, s, received, sent)
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 func connectionTests() map[string]func(*testing.T, vm.Machine) {
 	return map[string]func(*testing.T, vm.Machine){
 		"echo":           testEcho,
+		"usage":          testUsage,
 		"half-close":     testHalfClose,
 		"closed by peer": testClosedByPeer,
 		"many streams":   testManyStreams,
@@ -34,6 +35,19 @@ func connectionTests() map[string]func(*testing.T, vm.Machine) {
 		"listener close": testListenerClose,
 		"port in use":    testPortInUse,
 		"guest refused":  testGuestRefused,
+	}
+}
+
+// testUsage wants plausible figures of a machine that has just booted, where the
+// driver has any.
+func testUsage(t *testing.T, m vm.Machine) {
+	meter, ok := m.(vm.Meter)
+	if !ok {
+		t.Skip("the driver doesn't tell what its machines use")
+	}
+	u, err := meter.Usage()
+	if err != nil || u.CPU <= 0 || u.Memory < 16<<20 || u.Threads < 1 {
+		t.Errorf("%+v, %v", u, err)
 	}
 }
 
