@@ -19,7 +19,6 @@ import (
 
 	"github.com/containerd/ttrpc"
 	"github.com/mdlayher/vsock"
-	"golang.org/x/sys/unix"
 
 	"sampan/guest/agent"
 	"sampan/guest/boot"
@@ -95,12 +94,7 @@ func run(log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("listen for connections to forward: %w", err)
 	}
-	go func() {
-		defer unix.Close(forwarded)
-		if err := forward.New(log).Serve(context.Background(), forwarded); err != nil {
-			log.Error("published ports: " + err.Error())
-		}
-	}()
+	go forward.New(log).Run(context.Background(), forwarded) // ends with the machine
 	go func() {
 		r := reclaim.Reclaimer{
 			Root: filepath.Dir(boot.CgroupDir), Containers: boot.CgroupDir,

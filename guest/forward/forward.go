@@ -16,9 +16,13 @@
 // A half-close is passed on when what was read before it has been written. An
 // error of one side ends both: TCP sees a reset, and so does the host, since a
 // stream closed before both its directions were ended was reset.
+//
+// Whatever ends the threads ends all connections, but not the service: Run begins
+// anew, and says so. Streams that came meanwhile wait in the listener's queue.
 package forward
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -35,6 +39,10 @@ const (
 	headerWait = 10 * time.Second
 	// dialWait is how long the other end may take to accept.
 	dialWait = 20 * time.Second
+	// A service that fails begins anew at once, after restartMin when that fails
+	// too, after twice that, and so on; as at first when it has lasted restartMax.
+	restartMin = 100 * time.Millisecond
+	restartMax = 10 * time.Second
 	// maxLoops bounds the threads: each of them can fill what vsock carries.
 	maxLoops = 4
 )
@@ -49,6 +57,31 @@ type Forwarder struct {
 // nobody listens the stream just ends: that is the host's to tell.
 func New(log *slog.Logger) *Forwarder {
 	return &Forwarder{log: log, headerWait: headerWait, dialWait: dialWait}
+}
+
+// errEnded is what Run logs of a service that ends without a reason.
+var errEnded = errors.New("it has ended by itself")
+
+// Run is Serve, again whenever it fails, until ctx ends.
+func (f *Forwarder) Run(ctx context.Context, listener int) {
+	var wait time.Duration
+	for {
+		began := time.Now()
+		err := f.Serve(ctx, listener)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > restartMax {
+			wait = 0
+		}
+		f.log.Error("published ports: their connections are reset, and the forwarder is started again", "error", cmp.Or(err, errEnded), "after", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		wait = min(max(2*wait, restartMin), restartMax)
+	}
 }
 
 // Serve accepts streams, which begin with a proto.StreamHeader, from a listening

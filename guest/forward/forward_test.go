@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -32,6 +33,12 @@ type host struct {
 // serve runs a Forwarder until the test ends, which fails unless it then ends.
 func serve(t *testing.T, f *Forwarder) host {
 	t.Helper()
+	return run(t, f.Serve)
+}
+
+// run is serve with another way to do it.
+func run(t *testing.T, serve func(context.Context, int) error) host {
+	t.Helper()
 	h := host{t: t, path: filepath.Join(t.TempDir(), "s")}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -42,7 +49,7 @@ func serve(t *testing.T, f *Forwarder) host {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- f.Serve(ctx, fd) }()
+	go func() { ended <- serve(ctx, fd) }()
 	h.end = sync.OnceFunc(func() {
 		cancel()
 		select {
@@ -239,6 +246,50 @@ func TestWaits(t *testing.T) {
 	defer first.Close()
 	if got, err := io.ReadAll(h.dial(address)); err != nil || len(got) != 0 {
 		t.Errorf("nobody accepts: %q, %v; want the end", got, err)
+	}
+}
+
+// When the threads end, connections are reset, and the next ones are served.
+func TestRun(t *testing.T) {
+	var log logged
+	f := New(slog.New(slog.NewTextHandler(&log, nil)))
+	h := run(t, func(ctx context.Context, fd int) error { f.Run(ctx, fd); return nil })
+	ln := listen(t, "127.0.0.1:0")
+	for range 3 {
+		stream, server := h.open(ln)
+		endThreads(t)
+		if _, err := server.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("the server reads %v, want a reset", err)
+		}
+		if _, err := stream.Read(make([]byte, 1)); err == nil {
+			t.Error("the host's connection goes on")
+		}
+	}
+	h.open(ln)
+	h.end()
+	if got := log.String(); strings.Count(got, "started again") != 3 || !strings.Contains(got, errEnded.Error()) {
+		t.Errorf("log: %s", got)
+	}
+}
+
+// endThreads has the threads of this process's Forwarder end, by what tells them
+// to. Go's own poller has such a descriptor, too, and takes no harm.
+func endThreads(t *testing.T) {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range list {
+		if to, _ := os.Readlink("/proc/self/fd/" + e.Name()); to == "anon_inode:[eventfd]" {
+			fd, err := strconv.Atoi(e.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := unix.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 

@@ -28,6 +28,7 @@ type loop struct {
 	young map[*conn]struct{} // those that don't carry yet
 	swept time.Time          // when young was last looked at
 	rest  time.Time          // until when no stream is accepted; zero: they are
+	stuck bool               // no stream was accepted since the last pause
 	buf   []byte
 }
 
@@ -132,6 +133,10 @@ func (l *loop) accept() {
 		l.pause(err)
 		return
 	}
+	if l.stuck {
+		l.stuck = false
+		l.log.Info("streams are accepted again")
+	}
 	c := &conn{stage: header, deadline: time.Now().Add(l.headerWait)}
 	c.stream, c.target = side{conn: c, fd: fd}, side{conn: c, fd: -1}
 	l.sides[int32(fd)] = &c.stream
@@ -142,9 +147,12 @@ func (l *loop) accept() {
 	}
 }
 
-// pause has no stream accepted for a while.
+// pause has no stream accepted for a while, and says so once.
 func (l *loop) pause(err error) {
-	l.log.Warn("accept streams: " + err.Error())
+	if !l.stuck {
+		l.stuck = true
+		l.log.Warn("accept streams: it is tried again", "error", err)
+	}
 	l.rest = time.Now().Add(acceptPause)
 }
 

@@ -71,7 +71,9 @@ type Spec struct {
 	// Optional.
 	ProxyProtocol bool
 	// Dial connects to the container. A TCP connection should have CloseWrite;
-	// one for UDP carries datagrams as proto.AppendDatagram frames them.
+	// one for UDP carries datagrams as proto.AppendDatagram frames them. An error
+	// says that the way there doesn't work; where only nobody listens at its end,
+	// the connection's first Read fails.
 	Dial func(context.Context) (net.Conn, error)
 }
 
@@ -259,6 +261,20 @@ func (p *Port) run(s socket) {
 		}
 		p.works()
 	}
+}
+
+// dial opens a way to the container, and notes whether that works.
+func (p *Port) dial(ctx context.Context) (net.Conn, error) {
+	limited, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, err := p.spec.Dial(limited)
+	switch {
+	case err == nil:
+		p.works()
+	case ctx.Err() == nil:
+		p.failed(err)
+	}
+	return conn, err
 }
 
 // failed notes, and logs once, that the port doesn't work.

@@ -53,7 +53,6 @@ func (s tcpSocket) Serve(p *Port) error {
 		conn, err := s.AcceptTCP()
 		switch {
 		case err == nil:
-			p.works()
 			p.wg.Go(func() { p.forward(conn) })
 		case p.ctx.Err() != nil:
 			return err
@@ -70,9 +69,7 @@ func (s tcpSocket) Serve(p *Port) error {
 // forward carries one connection. The client sees a reset when the container
 // can't be reached, as from a closed port.
 func (p *Port) forward(client *net.TCPConn) {
-	ctx, cancel := context.WithTimeout(p.ctx, dialTimeout)
-	container, err := p.spec.Dial(ctx)
-	cancel()
+	container, err := p.dial(p.ctx)
 	if err == nil && p.spec.ProxyProtocol {
 		if _, err = container.Write(proxyHeader(addrPort(client.RemoteAddr()), addrPort(client.LocalAddr()))); err != nil {
 			container.Close()

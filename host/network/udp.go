@@ -224,14 +224,18 @@ type flow struct {
 // serve reads a socket until it is closed.
 func (f *flows) serve(c *udpConn) error {
 	buf := make([]byte, proto.MaxDatagram)
-	for {
+	for failing := false; ; {
 		n, from, err := c.receive(buf)
 		switch {
 		case err == nil:
-			f.port.works()
+			if failing {
+				failing = false
+				f.port.works()
+			}
 			f.take(flowKey{c, from}, buf[:n])
 		case errors.Is(err, syscall.ECONNREFUSED): // the answer to one of ours
 		case exhausted(err):
+			failing = true
 			f.port.failed(err)
 			f.port.pause(restartMin)
 		default:
@@ -310,9 +314,7 @@ func (f *flows) end(fl *flow) {
 
 // run carries a flow until nothing has come for the idle time.
 func (f *flows) run(ctx context.Context, fl *flow) {
-	dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
-	stream, err := f.port.spec.Dial(dialCtx)
-	cancel()
+	stream, err := f.port.dial(ctx)
 	if err != nil {
 		return
 	}

@@ -51,6 +51,7 @@ func TestPorts(t *testing.T) {
 	t.Run("bulk", p.bulk)
 	t.Run("short connections", p.short)
 	t.Run("idle connections", p.idle)
+	t.Run("failures", p.failures)
 }
 
 // loopback6 says whether there is IPv6 here.

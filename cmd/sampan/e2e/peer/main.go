@@ -11,7 +11,8 @@
 // "peer dns" is a name server beside it, "peer dns ADDRESS" one alone: every
 // name's address is 192.0.2.7, and there is more TXT than a datagram holds. "peer
 // txt NAME" asks for that. "peer udp PORT" only echoes datagrams, "peer ask
-// ADDRESS" sends one and prints what comes back.
+// ADDRESS" sends one and prints what comes back. "peer fell PID" has the threads
+// of the forwarder in another process end, by the descriptor that tells them to.
 package main
 
 import (
@@ -27,6 +28,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -43,6 +46,12 @@ func main() {
 	case len(os.Args) == 3 && os.Args[1] == "ask":
 		ask(os.Args[2])
 		return
+	case len(os.Args) == 3 && os.Args[1] == "fell":
+		if err := fell(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	}
 	for port, serve := range map[int]func(*net.TCPConn){
 		7000: echo, 7001: source, 7002: sink, 7003: reset, 7004: end, 7005: head,
@@ -55,6 +64,45 @@ func main() {
 		go accept(ln, serve)
 	}
 	datagrams(":7000")
+}
+
+// fell writes to each eventfd of a process. Go's own poller has one, too, and
+// takes no harm.
+func fell(pid string) error {
+	n, err := strconv.Atoi(pid)
+	if err != nil {
+		return err
+	}
+	handle, err := unix.PidfdOpen(n, 0)
+	if err != nil {
+		return fmt.Errorf("process %d: %w", n, err)
+	}
+	list, err := os.ReadDir("/proc/" + pid + "/fd")
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, e := range list {
+		if to, _ := os.Readlink("/proc/" + pid + "/fd/" + e.Name()); to != "anon_inode:[eventfd]" {
+			continue
+		}
+		there, err := strconv.Atoi(e.Name())
+		if err != nil {
+			return err
+		}
+		fd, err := unix.PidfdGetfd(handle, there, 0)
+		if err != nil {
+			return fmt.Errorf("descriptor %d of process %d: %w", there, n, err)
+		}
+		if _, err := unix.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+			return fmt.Errorf("descriptor %d of process %d: %w", there, n, err)
+		}
+		found = true
+	}
+	if !found {
+		return fmt.Errorf("process %d has no eventfd", n)
+	}
+	return nil
 }
 
 func ask(at string) {
