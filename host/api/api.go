@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"regexp"
 	"runtime"
 	"strconv"
@@ -145,6 +146,10 @@ func (s *server) routes() []route {
 // is not supported, anything else does not exist.
 var docker = regexp.MustCompile(`^/(images|containers|exec|volumes|networks|build|commit|auth|session|grpc|system|distribution|swarm|nodes|services|tasks|secrets|configs|plugins)(/|$)`)
 
+// linkPath is what clients ask of a container by the name that a link gives it,
+// OWNER/ALIAS, which they put into the path as it is.
+var linkPath = regexp.MustCompile(`^(/containers/)([^/]+/[^/]+)(/[a-z]+)$`)
+
 var versioned = regexp.MustCompile(`^/v(\d+)\.(\d+)(/.*)$`)
 
 // ServeHTTP checks and strips the version, and finds the endpoint.
@@ -170,7 +175,15 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		r = r.WithContext(context.WithValue(r.Context(), versionKey{}, version))
 		r.URL = &u
 	}
-	if _, pattern := s.mux.Handler(r); pattern == "" {
+	_, pattern := s.mux.Handler(r)
+	if m := linkPath.FindStringSubmatch(r.URL.Path); m != nil && pattern == "" {
+		u := *r.URL
+		u.RawPath = m[1] + url.PathEscape(m[2]) + m[3]
+		r = r.WithContext(r.Context())
+		r.URL = &u
+		_, pattern = s.mux.Handler(r)
+	}
+	if pattern == "" {
 		if docker.MatchString(r.URL.Path) {
 			fail(w, errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("sampan: %s %s is not supported%s", r.Method, r.URL.Path, instead[r.URL.Path])))
 		} else {

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 
 	"sampan/host/engine"
@@ -134,29 +133,25 @@ func (s *server) containerRename(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) containerRemove(w http.ResponseWriter, r *http.Request) error {
+	return s.remove(w, r, r.PathValue("name"))
+}
+
+// linkRemove is containerRemove of CONTAINER/ALIAS: of the link, or of who is at
+// its other end.
+func (s *server) linkRemove(w http.ResponseWriter, r *http.Request) error {
+	return s.remove(w, r, r.PathValue("name")+"/"+r.PathValue("alias"))
+}
+
+func (s *server) remove(w http.ResponseWriter, r *http.Request, name string) error {
 	if boolean(r, "link") {
-		return s.unlink(w, r, r.PathValue("name"))
+		if err := s.Engine.Unlink(r.Context(), name); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return nil
 	}
 	o := engine.RemoveOptions{Force: boolean(r, "force"), Volumes: boolean(r, "v")}
-	if err := s.Engine.Remove(context.WithoutCancel(r.Context()), r.PathValue("name"), o); err != nil {
-		return err
-	}
-	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
-// linkRemove is containerRemove of a link, CONTAINER/ALIAS, which is not a
-// container's name.
-func (s *server) linkRemove(w http.ResponseWriter, r *http.Request) error {
-	name := r.PathValue("name") + "/" + r.PathValue("alias")
-	if !boolean(r, "link") {
-		return errdefs.ErrNotFound.WithMessage("No such container: " + name)
-	}
-	return s.unlink(w, r, name)
-}
-
-func (s *server) unlink(w http.ResponseWriter, r *http.Request, name string) error {
-	if err := s.Engine.Unlink(r.Context(), name); err != nil {
+	if err := s.Engine.Remove(context.WithoutCancel(r.Context()), name, o); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -128,6 +128,15 @@ func TestLinks(t *testing.T) {
 	if out := d.ok("ps", "--no-trunc", "--format", "{{.Names}}", "-f", "name=db"); out != "db,web/db,web/store" {
 		t.Errorf("ps: %s", out)
 	}
+	// A link is a name of its other end.
+	for _, name := range []string{"web/store", "/web/db"} {
+		if out := d.ok("inspect", "-f", "{{.Name}}", name); out != "/db" {
+			t.Errorf("inspect %s: %s", name, out)
+		}
+	}
+	d.refused("No such container: web/nosuch", "exec", "web/nosuch", "true")
+	d.refused("is already in use by container", "rename", "db", "web")
+	d.refused("No such container: nosuch/store", "stop", "nosuch/store")
 	// What inspect shows makes the same link.
 	d.ok("create", "--name", "again", "--link", "/db:/web/store", "img", "sleep")
 	d.ok("rename", "db", "base")
@@ -159,6 +168,9 @@ func TestLinks(t *testing.T) {
 		t.Errorf("ports in the host's network: %d %s", code, warning)
 	}
 	d.refused("host type networking can't be used with links", "run", "--network", "host", "--link", "away", "img")
+	d.ok("create", "--name", "holder", "--link", "base:held", "img", "sleep")
+	d.ok("rm", "-f", "holder/held") // the other end, not the link
+	d.refused("No such container: base", "stop", "base")
 }
 
 // Compose sends all networks with the creation.

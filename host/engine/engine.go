@@ -380,8 +380,20 @@ func (e *Engine) all() []*ctr {
 	return out
 }
 
-// find looks a container up by ID, name, or the beginning of its ID.
+// find looks a container up by ID, name, the name that a link gives it, or the
+// beginning of its ID.
 func (e *Engine) find(name string) (*ctr, error) {
+	c, err := e.findOwn(name)
+	if owner, alias, ok := strings.Cut(strings.TrimPrefix(name, "/"), "/"); ok && err != nil {
+		if to := e.linkEnd(owner, alias); to != nil {
+			return to, nil
+		}
+	}
+	return c, err
+}
+
+// findOwn is find without links.
+func (e *Engine) findOwn(name string) (*ctr, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if c := e.containers[name]; c != nil {

@@ -280,6 +280,25 @@ func (e *Engine) Unlink(ctx context.Context, name string) error {
 	})
 }
 
+// linkEnd is the container that another, by its name, has a link to; nil without
+// one.
+func (e *Engine) linkEnd(owner, alias string) *ctr {
+	e.mu.Lock()
+	c := e.containers[e.names[owner]]
+	e.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	for _, l := range c.view().rec.Links {
+		if l.Alias == alias {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			return e.containers[l.ID]
+		}
+	}
+	return nil
+}
+
 // linkNames are the further names of containers, by their IDs.
 func linkNames(views []view) map[string][]string {
 	names := map[string][]string{}

@@ -179,11 +179,15 @@ func parse(b []byte) (*document, error) {
 
 var variable = regexp.MustCompile(`\\\{[a-z]+\\\}`)
 
-// pattern of a path: an image's name has slashes.
+// pattern of a path: an image's name has slashes, and a container's may have one,
+// that of a link.
 func pattern(path string) *regexp.Regexp {
 	one := `[^/]+`
-	if strings.HasPrefix(path, "/images/") || strings.HasPrefix(path, "/distribution/") {
+	switch {
+	case strings.HasPrefix(path, "/images/"), strings.HasPrefix(path, "/distribution/"):
 		one = `.+`
+	case strings.HasPrefix(path, "/containers/"):
+		one = `[^/]+(?:/[^/]+)?`
 	}
 	return regexp.MustCompile("^" + variable.ReplaceAllLiteralString(regexp.QuoteMeta(path), one) + "$")
 }
