@@ -2,8 +2,11 @@ package api
 
 import (
 	"context"
+	"maps"
 	"net/http"
+	"net/url"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -220,8 +223,8 @@ func (s *server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 	}
 	return s.Engine.Logs(r.Context(), name, o, func(l engine.LogEntry) error {
 		line := l.Line
-		if details { // of the logging driver, which has none
-			line = append([]byte{' '}, line...)
+		if details {
+			line = append([]byte(logDetails(l.Attrs)+" "), line...)
 		}
 		if stamps {
 			line = append([]byte(l.Time.UTC().Format(logTime)+" "), line...)
@@ -234,6 +237,15 @@ func (s *server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 		}
 		return nil
 	})
+}
+
+// logDetails shows a record's attributes as Docker does: escaped, sorted.
+func logDetails(attrs map[string]string) string {
+	var pairs []string
+	for _, name := range slices.Sorted(maps.Keys(attrs)) {
+		pairs = append(pairs, url.QueryEscape(name)+"="+url.QueryEscape(attrs[name]))
+	}
+	return strings.Join(pairs, ",")
 }
 
 // logTime is RFC 3339 with all nine digits, as Docker's logs have it.

@@ -118,14 +118,14 @@ func TestPublishedWhileRunning(t *testing.T) {
 func TestUnsupported(t *testing.T) {
 	d := start(t)
 	for field, args := range map[string][]string{
-		"HostConfig.LogConfig.Type":          {"--log-driver", "syslog"},
-		`HostConfig.LogConfig.Config "tag"`:  {"--log-opt", "tag=x"},
-		"HostConfig.Runtime":                 {"--runtime", "runc"},
-		"HostConfig.CgroupParent":            {"--cgroup-parent", "/x"},
-		"HostConfig.PortBindings of 53/sctp": {"-p", "53:53/sctp"},
-		"label sampan.proxy-protocol for":    {"-l", "sampan.proxy-protocol=53/udp"},
-		"HostConfig.OomKillDisable":          {"--oom-kill-disable", "-m", "10m"},
-		"HostConfig.StorageOpt":              {"--storage-opt", "size=1G"},
+		"HostConfig.LogConfig.Type":              {"--log-driver", "syslog"},
+		`HostConfig.LogConfig.Config "compress"`: {"--log-opt", "compress=true"},
+		"HostConfig.Runtime":                     {"--runtime", "runc"},
+		"HostConfig.CgroupParent":                {"--cgroup-parent", "/x"},
+		"HostConfig.PortBindings of 53/sctp":     {"-p", "53:53/sctp"},
+		"label sampan.proxy-protocol for":        {"-l", "sampan.proxy-protocol=53/udp"},
+		"HostConfig.OomKillDisable":              {"--oom-kill-disable", "-m", "10m"},
+		"HostConfig.StorageOpt":                  {"--storage-opt", "size=1G"},
 	} {
 		d.refused(field, append(append([]string{"create"}, args...), "img")...)
 	}

@@ -43,7 +43,8 @@ func parseRotation(c container.LogConfig) (rotation, error) {
 				return r, invalid("max-file cannot be less than 1")
 			}
 			r.files = n
-		case "compress", "env", "env-regex", "labels", "labels-regex", "tag":
+		case "env", "env-regex", "labels", "labels-regex", "tag": // logSelection's
+		case "compress":
 			return r, unsupported("HostConfig.LogConfig.Config %q", name)
 		default:
 			return r, invalid("unknown log opt '%s' for json-file log driver", name)
@@ -56,7 +57,10 @@ func parseRotation(c container.LogConfig) (rotation, error) {
 func checkLog(c container.LogConfig) error {
 	switch c.Type {
 	case "", "json-file":
-		_, err := parseRotation(c)
+		if _, err := parseRotation(c); err != nil {
+			return err
+		}
+		_, err := parseSelection(c.Config)
 		return err
 	case "none":
 		for name := range c.Config {

@@ -30,6 +30,7 @@ type LogEntry struct {
 	Stream Stream
 	Time   time.Time
 	Line   []byte // with its line feed, unless it is a part
+	Attrs  map[string]string
 }
 
 // Logs calls emit with the entries of a container's log, and with Follow goes
@@ -189,14 +190,15 @@ func (s *logScanner) drain(ctx context.Context) (done bool, err error) {
 // parseEntry reads one line of a log; a torn one is not ok.
 func parseEntry(line []byte) (LogEntry, bool) {
 	var v struct {
-		Log    string    `json:"log"`
-		Stream string    `json:"stream"`
-		Time   time.Time `json:"time"`
+		Log    string            `json:"log"`
+		Stream string            `json:"stream"`
+		Attrs  map[string]string `json:"attrs"`
+		Time   time.Time         `json:"time"`
 	}
 	if json.Unmarshal(line, &v) != nil {
 		return LogEntry{}, false
 	}
-	e := LogEntry{Stream: Stdout, Time: v.Time, Line: []byte(v.Log)}
+	e := LogEntry{Stream: Stdout, Time: v.Time, Line: []byte(v.Log), Attrs: v.Attrs}
 	if v.Stream == "stderr" {
 		e.Stream = Stderr
 	}

@@ -21,7 +21,8 @@ const maxLogLine = 16 << 10
 //	{"log":"hello\n","stream":"stdout","time":"2026-01-02T03:04:05.000000006Z"}
 //
 // An entry without the line feed in "log" is a part of a longer line. A line
-// that has not ended is held back until it does, or until the stream ends.
+// that has not ended is held back until it does, or until the stream ends. What
+// the log's options select is in "attrs", an object of strings before "time".
 //
 // With a limit, a file that has reached it becomes json.log.1, that one
 // json.log.2 and so on; the last of rotation.files goes. A file is replaced,
@@ -30,6 +31,7 @@ type logWriter struct {
 	log      *slog.Logger
 	path     string
 	rotation rotation
+	attrs    []byte // of every entry, JSON; nil: none. Set before the first one
 
 	mu       sync.Mutex
 	turn     uint64 // how often the file was replaced
@@ -120,7 +122,7 @@ func (w *logWriter) add(s Stream, line []byte, now time.Time) {
 		w.buf = w.buf[:0]
 		w.rotate()
 	}
-	w.buf = appendEntry(w.buf, s, line, now)
+	w.buf = appendEntry(w.buf, s, line, w.attrs, now)
 }
 
 // rotate begins a new file. After an error the old one goes on.
@@ -204,12 +206,17 @@ func (w *logWriter) watch() (c chan struct{}, stop func()) {
 	}
 }
 
-func appendEntry(b []byte, s Stream, line []byte, now time.Time) []byte {
+func appendEntry(b []byte, s Stream, line, attrs []byte, now time.Time) []byte {
 	b = append(b, `{"log":`...)
 	b = appendJSON(b, line)
 	b = append(b, `,"stream":"`...)
 	b = append(b, s.String()...)
-	b = append(b, `","time":"`...)
+	b = append(b, '"')
+	if attrs != nil {
+		b = append(b, `,"attrs":`...)
+		b = append(b, attrs...)
+	}
+	b = append(b, `,"time":"`...)
 	b = now.AppendFormat(b, time.RFC3339Nano)
 	return append(b, "\"}\n"...)
 }

@@ -128,9 +128,14 @@ func (e *Engine) begin(ctx context.Context, c *ctr, h *hub) (err error) {
 		if err != nil {
 			return err
 		}
+		attrs, err := logAttrs(&rec)
+		if err != nil {
+			return err
+		}
 		if log, err = openLog(e.logPath(c.id), rot, e.log); err != nil {
 			return err
 		}
+		log.attrs = attrs
 	}
 	// From here on the guest may hold a writable layer.
 	c.mu.Lock()

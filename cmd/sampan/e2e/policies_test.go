@@ -76,6 +76,12 @@ func TestLogDriversAndOOM(t *testing.T) {
 	if out := h.sampan(t, "logs", "--tail", "200", "talks"); !strings.HasPrefix(out, "9801\n") || !strings.HasSuffix(out, "\n10000\n") {
 		t.Errorf("the tail begins with %.10q and ends with %q", out, out[max(0, len(out)-10):])
 	}
+	h.must(t, "docker", "run", "--name", "says", "-l", "team=a b", "-e", "E=1", "--log-opt", "labels-regex=^te", "--log-opt", "env=E", "--log-opt", "tag={{.Name}}", "busybox", "echo", "one")
+	for _, client := range []string{"docker", "sampan"} {
+		if out := h.must(t, client, "logs", "--details", "says"); out != "E=1,tag=says,team=a+b one\n" {
+			t.Errorf("%s logs --details: %q", client, out)
+		}
+	}
 	h.sampan(t, "run", "--name", "silent", "--log-driver", "none", "busybox", "echo", "not kept")
 	for _, client := range []string{"docker", "sampan"} {
 		if r := h.try(t, "", client, "logs", "silent"); r.code != 1 || !strings.Contains(r.stderr, "configured logging driver does not support reading") {
