@@ -104,7 +104,24 @@ func detachKeys(what, s string) ([]byte, error) {
 	return keys, nil
 }
 
+// skipBody reads a body that means nothing, lest it be taken for a process's input:
+// dockerode sends its options as one, besides the query.
+func skipBody(w http.ResponseWriter, r *http.Request) error {
+	if r.ContentLength <= 0 {
+		return nil
+	}
+	inTime := hurry(w)
+	if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
+		return invalid("read the request's body: %v", err)
+	}
+	inTime()
+	return nil
+}
+
 func (s *server) containerAttach(w http.ResponseWriter, r *http.Request) error {
+	if err := skipBody(w, r); err != nil {
+		return err
+	}
 	keys, err := detachKeys("detach", r.FormValue("detachKeys"))
 	if err != nil {
 		return err

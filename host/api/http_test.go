@@ -108,23 +108,26 @@ func TestHalfSentRequest(t *testing.T) {
 // side gets everything: the end of the client's side is no end of the request.
 func TestHijackWithoutUpgrade(t *testing.T) {
 	d := start(t)
-	for _, c := range []struct{ name, upgrade, input, want string }{
+	for _, c := range []struct{ name, headers, input, want string }{
 		{"plain", "", "hello", "5\n"},
 		{"upgrade", "Connection: Upgrade\r\nUpgrade: tcp\r\n", "hello", "5\n"},
 		// Its end comes before the connection is taken over.
 		{"no input", "", "", "0\n"},
+		// A body is no input: dockerode sends one.
+		{"body", "Content-Type: application/json\r\nContent-Length: 15\r\n", `{"stream":true}hello`, "5\n"},
+		{"body and upgrade", "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 15\r\n", `{"stream":true}hello`, "5\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			id := d.ok("create", "-i", "img", "wc")
 			conn := d.dial()
-			fmt.Fprintf(conn, "POST /containers/%s/attach?stream=1&stdin=1&stdout=1&stderr=1 HTTP/1.1\r\nHost: x\r\n%s\r\n%s", id, c.upgrade, c.input)
+			fmt.Fprintf(conn, "POST /containers/%s/attach?stream=1&stdin=1&stdout=1&stderr=1 HTTP/1.1\r\nHost: x\r\n%s\r\n%s", id, c.headers, c.input)
 			conn.CloseWrite()
 			r := bufio.NewReader(conn)
 			resp, err := http.ReadResponse(r, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := map[bool]int{true: 200, false: 101}[c.upgrade == ""]
+			want := map[bool]int{true: 101, false: 200}[strings.Contains(c.headers, "Upgrade")]
 			if resp.StatusCode != want || resp.Header.Get("Content-Type") != "application/vnd.docker.multiplexed-stream" {
 				t.Errorf("%d %q, want %d", resp.StatusCode, resp.Header, want)
 			}
