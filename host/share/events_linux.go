@@ -86,6 +86,9 @@ const maxPast = 1 << 16
 // counters are those of Events.
 type counters struct {
 	watched, unwatched, replayed, merged, void, degraded, lost, overflows atomic.Int64
+	// warned: the log has it that something isn't watched. It comes and goes with
+	// each folder past the limit, and at each boot.
+	warned atomic.Bool
 }
 
 func (c *counters) events() Events {
@@ -162,7 +165,8 @@ func (e *events) watch(n *node) {
 	if err != nil {
 		if !n.unwatched {
 			n.unwatched = true
-			if e.count.unwatched.Add(1) == 1 {
+			e.count.unwatched.Add(1)
+			if !e.count.warned.Swap(true) {
 				e.log.Warn("changes of a shared folder are not seen by watchers in containers", "error", err)
 			}
 		}

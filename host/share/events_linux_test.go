@@ -7,10 +7,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -492,6 +494,8 @@ func TestWatchLimit(t *testing.T) {
 		t.Errorf("the limit is %d", e.limit)
 	}
 	e.limit = 1
+	warned := warnings{slog.NewTextHandler(io.Discard, nil), new(atomic.Int64)}
+	e.log = slog.New(warned)
 	a, _ := lookup(t, tree.server, root, "a")
 	if got := tree.Events(); got.Watched != 1 || got.Unwatched != 1 {
 		t.Errorf("with a limit of 1: %+v", got)
@@ -500,6 +504,25 @@ func TestWatchLimit(t *testing.T) {
 	if got := tree.Events(); got.Watched != 1 || got.Unwatched != 0 {
 		t.Errorf("when the guest has forgotten it: %+v", got)
 	}
+	if lookup(t, tree.server, root, "a"); tree.Events().Unwatched != 1 {
+		t.Errorf("when it is there again: %+v", tree.Events())
+	}
+	if n := warned.n.Load(); n != 1 {
+		t.Errorf("the log has %d warnings, want one for all of the machine's life", n)
+	}
+}
+
+// warnings counts those of a log.
+type warnings struct {
+	slog.Handler
+	n *atomic.Int64
+}
+
+func (w warnings) Handle(_ context.Context, r slog.Record) error {
+	if r.Level == slog.LevelWarn {
+		w.n.Add(1)
+	}
+	return nil
 }
 
 // A file that is shared by itself is watched, as the inode that it was: an editor
@@ -549,6 +572,38 @@ func TestLongestReplay(t *testing.T) {
 	})
 	if size > proto.MaxReplay {
 		t.Errorf("%d bytes, and the agent takes %d", size, proto.MaxReplay)
+	}
+}
+
+// A rename that couldn't be told is told in two halves before all that waits,
+// which isn't copied for it.
+func TestQueueSplits(t *testing.T) {
+	tree, _ := told(t)
+	f := tree.server.fs()
+	e := &events{f: f, log: f.log, queue: newQueue(), count: &counters{}, wake: make(chan struct{}, 1), space: make(chan struct{}, 1)}
+	dir := &node{id: 2}
+	const many = 1000
+	e.queue.push(&op{kind: proto.Replay_RENAME, dir: dir, name: "a", to: dir, toName: "b"})
+	first := e.queue.next()
+	e.queue.push(&op{kind: proto.Replay_DELETE, dir: dir, name: "b"})
+	for i := range many {
+		e.queue.push(&op{kind: proto.Replay_CREATE, dir: dir, name: fmt.Sprint(i)})
+	}
+	before := &e.queue.waiting[0]
+	e.answered(&proto.Replayed{Seq: first.seq, Errno: uint32(unix.EXDEV)})
+	if before != &e.queue.waiting[0] || e.queue.length() != many+3 {
+		t.Errorf("%d changes wait, or were copied", e.queue.length())
+	}
+	var got []string
+	for range 4 {
+		o := e.queue.next()
+		got = append(got, fmt.Sprint(o.kind, " ", o.name))
+	}
+	if want := []string{"DELETE a", "CREATE b", "DELETE b", "CREATE 0"}; !slices.Equal(got, want) {
+		t.Errorf("told in the order %q, want %q", got, want)
+	}
+	if list := e.queue.byEntry[entryKey{dir, "b"}]; len(list) != 2 || list[0].kind != proto.Replay_CREATE {
+		t.Errorf("the changes of b are %v", list)
 	}
 }
 

@@ -3,6 +3,7 @@ package share
 import (
 	"bufio"
 	"context"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -63,11 +64,15 @@ const (
 
 // queue holds the ops in their order. Guarded by events.mu.
 type queue struct {
+	urgent  []*op              // not sent yet, before waiting; the last is the first
 	waiting []*op              // not sent yet
 	sent    map[uint32]*op     // not answered yet
 	byEntry map[entryKey][]*op // both, in order
 	last    uint32             // seq given out last
 }
+
+// length is how many are not sent yet.
+func (q *queue) length() int { return len(q.urgent) + len(q.waiting) }
 
 func newQueue() queue {
 	return queue{sent: map[uint32]*op{}, byEntry: map[entryKey][]*op{}}
@@ -79,7 +84,7 @@ func (q *queue) push(o *op) (merged bool) {
 	if o.kind != proto.Replay_RENAME && o.kind != proto.Replay_CREATE && o.kind != proto.Replay_DELETE {
 		same := q.byEntry[o.from()]
 		for i := len(same) - 1; i >= 0 && same[i].seq == 0; i-- {
-			if same[i].kind == o.kind || same[i].kind == proto.Replay_CREATE && o.kind != proto.Replay_WRITTEN && len(q.waiting) >= calm {
+			if same[i].kind == o.kind || same[i].kind == proto.Replay_CREATE && o.kind != proto.Replay_WRITTEN && q.length() >= calm {
 				return true
 			}
 			if same[i].departs(o.from()) || same[i].arrives(o.from()) {
@@ -104,13 +109,19 @@ func (q *queue) index(o *op) {
 // next takes the first op for sending; nil when there is none, or enough are
 // under way.
 func (q *queue) next() *op {
-	if len(q.waiting) == 0 || len(q.sent) >= window {
+	if q.length() == 0 || len(q.sent) >= window {
 		return nil
 	}
-	o := q.waiting[0]
-	q.waiting[0] = nil
-	if q.waiting = q.waiting[1:]; len(q.waiting) == 0 {
-		q.waiting = nil // what they were in may go
+	var o *op
+	if last := len(q.urgent) - 1; last >= 0 {
+		o = q.urgent[last]
+		q.urgent = slices.Delete(q.urgent, last, last+1)
+	} else {
+		o = q.waiting[0]
+		q.waiting[0] = nil
+		if q.waiting = q.waiting[1:]; len(q.waiting) == 0 {
+			q.waiting = nil // what they were in may go
+		}
 	}
 	q.last = q.last%(1<<30) + 1
 	o.seq = q.last
@@ -158,7 +169,7 @@ func (e *events) add(o *op) {
 	switch {
 	case e.closed:
 		return
-	case len(e.queue.waiting) >= maxQueue:
+	case e.queue.length() >= maxQueue:
 		e.count.lost.Add(1)
 		e.missLocked(o.since)
 		return
@@ -325,7 +336,7 @@ func (e *events) answered(r *proto.Replayed) {
 		}
 	}
 	e.signal() // there is room for another
-	if len(e.queue.waiting) < calm {
+	if e.queue.length() < calm {
 		e.calmed()
 	}
 	errno := unix.Errno(r.Errno)
@@ -355,7 +366,9 @@ func (e *events) split(o *op) {
 	if o.to != nil {
 		halves = append(halves, &op{kind: proto.Replay_CREATE, mode: o.mode, dir: o.to, name: o.toName, since: o.since})
 	}
-	e.queue.waiting = append(halves, e.queue.waiting...)
+	for _, h := range slices.Backward(halves) {
+		e.queue.urgent = append(e.queue.urgent, h)
+	}
 	for _, h := range halves {
 		k := h.from()
 		// Before those that wait, behind those that are sent already.
@@ -376,7 +389,7 @@ func (e *events) abandon() {
 	old := e.queue
 	e.queue = newQueue()
 	e.queue.last = old.last
-	for _, o := range old.waiting {
+	for _, o := range slices.Concat(old.urgent, old.waiting) {
 		e.missLocked(o.since)
 	}
 	for _, o := range old.sent {
@@ -384,7 +397,7 @@ func (e *events) abandon() {
 		o.over = true
 		held = append(held, o.subject)
 	}
-	e.count.lost.Add(int64(len(old.sent) + len(old.waiting)))
+	e.count.lost.Add(int64(len(old.sent) + old.length()))
 	if len(e.byWD) == 0 { // the guest knows nothing any more
 		e.missed = time.Time{}
 	}

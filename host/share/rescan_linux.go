@@ -36,7 +36,7 @@ func (e *events) rescans() {
 func (e *events) caughtUp() (since time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.thread.Load() != 0 && len(e.queue.waiting) == 0 && len(e.queue.sent) == 0 {
+	if e.thread.Load() != 0 && e.queue.length() == 0 && len(e.queue.sent) == 0 {
 		since, e.missed = e.missed, time.Time{}
 	}
 	return since
@@ -91,7 +91,7 @@ func (r rescan) tell(o *op) {
 	o.since = r.since
 	for {
 		r.mu.Lock()
-		room := len(r.queue.waiting) < calm
+		room := r.queue.length() < calm
 		r.mu.Unlock()
 		if room {
 			r.add(o)
