@@ -25,6 +25,8 @@ const (
 	maxMessage = 65535
 	// maxQueries bounds those under way; more are dropped, and asked again.
 	maxQueries = 512
+	// maxClients bounds TCP connections, most of which are silent.
+	maxClients = 512
 	// dnsIdle is how long a TCP connection of a client may be silent.
 	dnsIdle = 10 * time.Second
 	ttl     = 10 // seconds, of what we answer ourselves
@@ -44,13 +46,14 @@ type names struct {
 	net    *Network
 	files  *resolverFiles
 	log    *slog.Logger
-	active chan struct{} // a place for each query under way
+	active chan struct{} // a place for each query under way over UDP
+	open   chan struct{} // and for each TCP connection
 }
 
 func newNames(cfg Config, n *Network) *names {
 	return &names{
 		net: n, files: newResolverFiles(cfg.ResolvConf, cfg.Hosts), log: cfg.Log,
-		active: make(chan struct{}, maxQueries),
+		active: make(chan struct{}, maxQueries), open: make(chan struct{}, maxClients),
 	}
 }
 
@@ -101,13 +104,13 @@ func (d *names) serveTCP(ln net.Listener) {
 			return
 		}
 		select {
-		case d.active <- struct{}{}:
+		case d.open <- struct{}{}:
 		default:
 			conn.Close()
 			continue
 		}
 		go func() {
-			defer func() { <-d.active }()
+			defer func() { <-d.open }()
 			defer conn.Close()
 			for {
 				conn.SetDeadline(time.Now().Add(dnsIdle))

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -384,6 +386,50 @@ func TestNames(t *testing.T) {
 	}
 	if b := d.answer([]byte("nonsense"), "udp"); b != nil {
 		t.Errorf("to nonsense: %x", b)
+	}
+}
+
+// Clients that are connected and say nothing don't keep others from asking.
+func TestSilentClients(t *testing.T) {
+	d := newNames(Config{Log: slog.New(slog.DiscardHandler)}, newNetwork(t))
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { d.serveTCP(ln) })
+	wg.Go(func() { d.serveUDP(pc) })
+	defer wg.Wait()
+	defer pc.Close()
+	defer ln.Close()
+	dial := func(network, at string) net.Conn {
+		c, err := net.Dial(network, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		return c
+	}
+	for range maxClients {
+		dial("tcp", ln.Addr().String())
+	}
+	if _, err := dial("tcp", ln.Addr().String()).Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("one client too many reads %v, want the end", err)
+	}
+	q := dnsmessage.Message{Header: dnsmessage.Header{ID: 77}, Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName("host.docker.internal."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
+	query, err := q.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := dial("udp", pc.LocalAddr().String())
+	c.Write(query)
+	if n, err := c.Read(make([]byte, 512)); err != nil || n <= len(query) {
+		t.Errorf("an answer of %d bytes, %v", n, err)
 	}
 }
 
