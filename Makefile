@@ -63,7 +63,7 @@ dist/root-nginx:
 dist/root-docker:
 	go run ./kernel/mkroot -out $@ docker-cli base-files
 
-# What the nightly tests use through networks: servers with their clients.
+# What TestApplications uses through networks: servers with their clients.
 dist/root-apps:
 	go run ./kernel/mkroot -out $@ base-files base-passwd coreutils dash redis-server postgresql bind9-dnsutils
 
@@ -76,7 +76,7 @@ dist/root-compose:
 	go run ./kernel/mkroot -out $@ docker-compose base-files
 
 # gotestsum names every skipped test with its reason, which go test keeps to itself.
-test: deps build guest dist/root-nginx dist/root-crun dist/root-tini dist/root-compose $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
+test: deps build guest dist/root-nginx dist/root-crun dist/root-tini dist/root-apps dist/root-compose $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
 	go vet ./...
 	go tool gotestsum --format pkgname -- -count=1 -timeout 40m ./...
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=2s FUZZDIR=./host/image

@@ -97,8 +97,9 @@ func writeFile(tw *tar.Writer, f File) error {
 	return err
 }
 
-// TreeLayer makes a layer of everything below dir, owned by root.
-func TreeLayer(dir string) (v1.Layer, error) {
+// TreeLayer makes a layer of everything below dir, owned by root, but for what
+// one of the patterns (filepath.Match) matches as a path within it.
+func TreeLayer(dir string, without ...string) (v1.Layer, error) {
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -112,6 +113,17 @@ func TreeLayer(dir string) (v1.Layer, error) {
 		rel, err := filepath.Rel(dir, path)
 		if err != nil {
 			return err
+		}
+		for _, pattern := range without {
+			left, err := filepath.Match(pattern, rel)
+			switch {
+			case err != nil:
+				return err
+			case left && d.IsDir():
+				return fs.SkipDir
+			case left:
+				return nil
+			}
 		}
 		f := File{Name: rel, Mode: mode(fi.Mode()), Time: fi.ModTime()}
 		switch {

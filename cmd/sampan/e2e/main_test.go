@@ -114,6 +114,7 @@ func prepare() (string, error) {
 		makePosix(root, filepath.Join(dir, "bin")),
 		makeSandbox(root, filepath.Join(dir, "images")),
 		makeNginx(filepath.Join(root, "dist", "root-nginx"), filepath.Join(dir, "images", "nginx.tar")),
+		makeApps(filepath.Join(root, "dist", "root-apps"), filepath.Join(dir, "images", "apps.tar")),
 		composeClient(root, dir),
 		prepareNightly(root, dir))
 	if err != nil {
@@ -162,9 +163,7 @@ func prepareNightly(root, dir string) error {
 	if !nightly() {
 		return nil
 	}
-	return errors.Join(
-		makeApps(filepath.Join(root, "dist", "root-apps"), filepath.Join(dir, "images", "apps.tar")),
-		makeWork(filepath.Join(root, "dist", "root-work"), filepath.Join(dir, "images", "work.tar")))
+	return makeWork(filepath.Join(root, "dist", "root-work"), filepath.Join(dir, "images", "work.tar"))
 }
 
 // repository is the module's folder.
