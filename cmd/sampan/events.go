@@ -44,6 +44,9 @@ func (a *app) events(ctx context.Context, opts client.EventsListOptions, format 
 		format = "{{json .}}"
 	}
 	t, err := newTemplate(format)
+	if err == nil {
+		err = execute(io.Discard, t, events.Message{}) // before anything has happened
+	}
 	if err != nil {
 		return &exitError{code: 64, text: fmt.Sprintf("Error parsing format: %s", errors.Unwrap(err))} // as docker has it
 	}

@@ -114,7 +114,7 @@ func (a *app) inspectTemplate(t *template.Template, obj inspected) error {
 		case err == nil:
 			out = loose.Bytes()
 		case errTyped != nil:
-			return fmt.Errorf("template parsing error: %w", errors.Unwrap(errTyped))
+			return err // of the JSON's names, as docker tells it
 		}
 	}
 	_, err := a.out.Write(out)

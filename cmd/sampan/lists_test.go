@@ -43,6 +43,7 @@ func TestLists(t *testing.T) {
 		{"ps"}, {"ps", "-a", "--no-trunc", "-s"}, {"ps", "-q"},
 		{"ps", "--format", `{{.ID}} {{.Mounts}} {{.Networks}} {{.State}} {{.Labels}}`},
 		{"ps", "--format", `table {{.Names}}\t{{.Label "org.x/b"}}`},
+		{"ps", "--format", "json"}, {"ps", "--format", "table {{.Names}}\t{{.Platform}}"},
 		{"images"}, {"images", "--digests", "--no-trunc"}, {"images", "-q"},
 		{"images", "--format", "{{.Repository}}:{{.Tag}} {{.Size}}"},
 		{"images", "--format", "{{.Repository}} {{.Digest}} {{.VirtualSize}} {{title .Repository}}"},
@@ -90,8 +91,25 @@ func TestListQueries(t *testing.T) {
 	if res := f.run(t, "", "ps", "-f", "bad"); res.code != 125 || !strings.HasPrefix(res.err, `invalid argument "bad" for "-f, --filter" flag: bad format of filter (expected name=value)`) {
 		t.Errorf("%+v", res)
 	}
-	if res := f.run(t, "", "ps", "--format", "{{"); res.code != 1 || !strings.HasPrefix(res.err, "template parsing error: ") {
-		t.Errorf("%+v", res)
+	// What is wrong with a format is told in docker's words, with its codes.
+	for _, tt := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"ps", "--format", "{{.Nope"}, 1, "failed to parse template: template: :1: unclosed action\n"},
+		{[]string{"ps", "--format", "table {{.Nope}}"}, 1, "failed to execute template: template: :1:8: executing \"\" at <.Nope>: "},
+		{[]string{"images", "--format", "{{.Nope"}, 1, "template parsing error: template: :1: unclosed action\n"},
+		{[]string{"version", "--format", "{{.Nope"}, 64, "template parsing error: template: :1: unclosed action\n"},
+		{[]string{"events", "--format", "{{.Nope"}, 64, "Error parsing format: template: :1: unclosed action\n"},
+		{[]string{"events", "--format", "{{.Nope}}"}, 64, "Error parsing format: template: :1:2: executing \"\" at <.Nope>: "},
+	} {
+		f.answer("GET /version", 200, "{}")
+		if res := f.run(t, "", tt.args...); res.code != tt.code || !strings.HasPrefix(res.err, tt.want) {
+			t.Errorf("%q: %+v", tt.args, res)
+		}
+		f = newFake(t)
+		f.answer("GET /images/json", 200, "[]")
 	}
 }
 
@@ -142,6 +160,7 @@ func TestInspect(t *testing.T) {
 		{[]string{"inspect", "gone"}, result{1, "[]\n", "Error: No such object: gone\n"}},
 		{[]string{"inspect", "--type", "image", "gone"}, result{1, "[]\n", "Error response from daemon: No such image: i\n"}},
 		{[]string{"inspect", "-f", "{{", "c"}, result{64, "", "template parsing error: template: :1: unclosed action\n"}},
+		{[]string{"inspect", "-f", "{{.Nope}}", "c"}, result{1, "\n", "template parsing error: template: :1:2: executing \"\" at <.Nope>: map has no entry for key \"Nope\"\n"}},
 		{[]string{"inspect", "--type", "foo", "c"}, result{1, "", "unknown type: \"foo\": must be one of \"container\", \"image\", \"network\", \"volume\"\n"}},
 	}
 	for _, tt := range tests {

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -12,6 +14,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
 
@@ -48,6 +51,9 @@ func (a *app) ps(ctx context.Context, f psFlags) error {
 		fmt.Fprintln(a.err, "WARNING: Ignoring custom format, because both --format and --quiet are set.")
 		f.format = ""
 	}
+	if err := checkPsFormat(f.format); err != nil {
+		return err
+	}
 	opts := client.ContainerListOptions{All: f.all, Size: f.size || strings.Contains(f.format, ".Size"), Filters: f.filters.Filters, Limit: max(f.last, 0)}
 	if f.latest && f.last < 0 {
 		opts.Limit = 1
@@ -75,12 +81,26 @@ func (a *app) ps(ctx context.Context, f psFlags) error {
 	return writeRows(a.out, format, columns, psHeader(), rows)
 }
 
+// checkPsFormat tries a format before anything is asked for, in Docker's words.
+func checkPsFormat(format string) error {
+	t, err := newTemplate(format)
+	if err != nil {
+		return fmt.Errorf("failed to parse template: %w", errors.Unwrap(err))
+	}
+	if err := execute(io.Discard, t, psRow{}); err != nil {
+		return fmt.Errorf("failed to execute template: %w", errors.Unwrap(err))
+	}
+	return nil
+}
+
 // psRow has the fields of Docker's templates.
 type psRow struct {
-	Command, CreatedAt, ID, Image, Labels, LocalVolumes, Mounts, Names,
-	Networks, Ports, RunningFor, Size, State, Status string
-	labels map[string]string
-	header bool
+	Command, CreatedAt, ID, Image, Labels, LocalVolumes, Mounts, Names, Networks string
+	// Platform is *ocispec.Platform, nil where the daemon doesn't tell, or the title.
+	Platform                               any
+	Ports, RunningFor, Size, State, Status string
+	labels                                 map[string]string
+	header                                 bool
 }
 
 // Label is the value of one label.
@@ -94,7 +114,7 @@ func (r psRow) Label(name string) string {
 func psHeader() psRow {
 	return psRow{
 		Command: "COMMAND", CreatedAt: "CREATED AT", ID: "CONTAINER ID", Image: "IMAGE", Labels: "LABELS",
-		LocalVolumes: "LOCAL VOLUMES", Mounts: "MOUNTS", Names: "NAMES", Networks: "NETWORKS", Ports: "PORTS",
+		LocalVolumes: "LOCAL VOLUMES", Mounts: "MOUNTS", Names: "NAMES", Networks: "NETWORKS", Platform: "PLATFORM", Ports: "PORTS",
 		RunningFor: "CREATED", Size: "SIZE", State: "STATE", Status: "STATUS", header: true,
 	}
 }
@@ -105,6 +125,10 @@ func newPsRow(c container.Summary, trunc bool, now time.Time) psRow {
 		CreatedAt: time.Unix(c.Created, 0).String(), RunningFor: ago(c.Created, now),
 		Status: c.Status, State: string(c.State), Ports: displayPorts(c.Ports), labels: c.Labels,
 		Size: units.HumanSizeWithPrecision(float64(c.SizeRw), 3), LocalVolumes: "0",
+		Platform: (*ocispec.Platform)(nil),
+	}
+	if m := c.ImageManifestDescriptor; m != nil {
+		r.Platform = m.Platform
 	}
 	if c.Image == "" {
 		r.Image = "<no image>"

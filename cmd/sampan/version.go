@@ -52,7 +52,7 @@ func (a *app) version(ctx context.Context, format string) error {
 		}
 		t, errTemplate := newTemplate(format)
 		if errTemplate != nil {
-			return errTemplate
+			return &exitError{code: 64, text: errTemplate.Error()}
 		}
 		if errTemplate := execute(a.out, t, v); errTemplate != nil {
 			return errTemplate
