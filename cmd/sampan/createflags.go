@@ -136,7 +136,8 @@ func (f *createFlags) request(args []string, getenv func(string) (string, bool))
 		}
 	}
 	req := client.ContainerCreateOptions{Config: cfg, HostConfig: host, Name: f.name}
-	if req.Platform, err = platformOf(f.limits.platform); err != nil {
+	if req.Platform, err = parsePlatform(f.limits.platform); err != nil {
+		err = fmt.Errorf("error parsing specified platform: %w", err)
 		return none, err
 	}
 	if err := f.networks.apply(&req); err != nil {

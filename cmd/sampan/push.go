@@ -3,12 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/distribution/reference"
 	"github.com/moby/moby/client"
 	"github.com/moby/moby/client/pkg/jsonmessage"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
 
@@ -65,23 +63,4 @@ func newPushCommand(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&platform, "platform", "", `Push a platform-specific manifest as a single-platform image, "os[/arch[/variant]]"`)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "Suppress verbose output")
 	return cmd
-}
-
-// platformOf reads "os[/arch[/variant]]"; "" is nil.
-func platformOf(s string) (*ocispec.Platform, error) {
-	if s == "" {
-		return nil, nil
-	}
-	parts := strings.Split(strings.ToLower(s), "/")
-	if len(parts) > 3 || parts[0] == "" {
-		return nil, fmt.Errorf("%q is an invalid platform: want os[/arch[/variant]]", s)
-	}
-	p := &ocispec.Platform{OS: parts[0]}
-	if len(parts) > 1 {
-		p.Architecture = parts[1]
-	}
-	if len(parts) > 2 {
-		p.Variant = parts[2]
-	}
-	return p, nil
 }
