@@ -149,24 +149,31 @@ func (h *home) dig(t *testing.T) {
 	}
 }
 
-// composeFile is two services, of which one asks the other.
+// composeFile is two services, of which one asks the other, and a third in the
+// namespaces of the first.
 const composeFile = `
 services:
   web:
     image: busybox
     command: httpd -f -p 80 -h /etc
     ports: ["127.0.0.1:${PORT}:80"]
+    ipc: shareable
   client:
     image: busybox
     depends_on: [web]
     command: sleep 1000
     networks: [default, other]
     links: ["web:site"]
+  peer:
+    image: busybox
+    command: sleep 1000
+    pid: service:web
+    ipc: service:web
 networks:
   other: {}
 `
 
-// The services of a Compose file find each other by name.
+// The services of a Compose file find each other by name, and share namespaces.
 func TestCompose(t *testing.T) {
 	onceAsUser(t)
 	h := newHome(t)
@@ -186,8 +193,12 @@ func TestCompose(t *testing.T) {
 	if out := compose("exec", "-T", "client", "wget", "-qO-", "http://web/passwd", "http://site/passwd"); strings.Count(out, "root:x:") != 2 {
 		t.Errorf("from service to service: %q", out)
 	}
-	if out := compose("ps", "--format", "{{.Service}} {{.State}}"); sorted(out) != "client running\nweb running" {
+	if out := compose("ps", "--format", "{{.Service}} {{.State}}"); sorted(out) != "client running\npeer running\nweb running" {
 		t.Errorf("ps: %q", out)
+	}
+	compose("exec", "-T", "web", "touch", "/dev/shm/note", "/dev/mqueue/queue")
+	if out := compose("exec", "-T", "peer", "sh", "-c", "ls /dev/shm /dev/mqueue; tr '\\0' ' ' </proc/1/cmdline"); out != "/dev/mqueue:\nqueue\n\n/dev/shm:\nnote\nhttpd -f -p 80 -h /etc " {
+		t.Errorf("in another service's namespaces: %q", out)
 	}
 	compose("down", "-t", "0")
 	if out := h.sampan(t, "network", "ls", "-q", "-f", "type=custom"); out != "" {

@@ -58,7 +58,7 @@ func TestRestartPolicies(t *testing.T) {
 }
 
 // Logs rotate; a container without a log has none; what the kernel kills for
-// lack of memory is said to be so.
+// lack of memory is said to be so; who does not read holds up nobody.
 func TestLogDriversAndOOM(t *testing.T) {
 	onceAsUser(t)
 	h := newHome(t)
@@ -101,6 +101,7 @@ func TestLogDriversAndOOM(t *testing.T) {
 		t.Errorf("events: %q", out)
 	}
 	h.muchOutput(t)
+	h.slowReaders(t)
 }
 
 // muchOutput has a container write a gigabyte by night, else a sixteenth of it: the
