@@ -149,6 +149,7 @@ func TestExec(t *testing.T) {
 		{[]string{"-i", "cc", "wc"}, "12345", "5\n", "", 0},
 		{[]string{"cc", "missing"}, "", "executable file not found", "", 127},
 		{[]string{"cc", "noexec"}, "", "permission denied", "", 126},
+		{[]string{"-w", "relative", "cc", "echo", "hi"}, "", "exec failed: Cwd must be an absolute path\r\n", "", 126},
 		{[]string{"-e", "A=b", "cc", "env"}, "", "A=b", "", 0},
 	} {
 		out, errs, code := d.docker(strings.NewReader(c.stdin), append([]string{"exec"}, c.args...)...)

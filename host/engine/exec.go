@@ -92,9 +92,6 @@ func (e *Engine) addExec(c *ctr, req container.ExecCreateRequest) (*exec, error)
 	if len(req.Cmd) == 0 {
 		return nil, invalid("no exec command specified")
 	}
-	if req.WorkingDir != "" && !strings.HasPrefix(req.WorkingDir, "/") {
-		return nil, invalid("the working directory '%s' is invalid, it needs to be an absolute path", req.WorkingDir)
-	}
 	x := &exec{id: newID(), ctr: c, up: make(chan struct{}), req: req}
 	e.mu.Lock()
 	e.execs[x.id] = x
@@ -292,6 +289,9 @@ func execProcess(req container.ExecCreateRequest, base *container.Config, host *
 	}
 	if p.Cwd == "" {
 		p.Cwd = "/"
+	}
+	if !strings.HasPrefix(p.Cwd, "/") { // found when it is started, as with Docker
+		return nil, errors.New("Cwd must be an absolute path") //nolint:staticcheck // runc's words
 	}
 	p.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
 	return p, nil
