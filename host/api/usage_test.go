@@ -173,3 +173,14 @@ func TestCPUs(t *testing.T) {
 		d.refused("Requested CPUs are not available - requested 1-4, available: 0-3", with("--cpuset-cpus", "1-4")...)
 	}
 }
+
+// A memory limit can't pass the limit of memory and swap that is set already.
+func TestUpdateBelowSwap(t *testing.T) {
+	d := start(t)
+	d.ok("create", "--name", "cc", "-m", "32m", "img")
+	const want = "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
+	if out, errs, code := d.docker(nil, "update", "-m", "128m", "cc"); code != 1 || !strings.Contains(errs, want) {
+		t.Errorf("code %d, %q, %q", code, out, errs)
+	}
+	d.ok("update", "-m", "128m", "--memory-swap", "256m", "cc")
+}
