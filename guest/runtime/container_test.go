@@ -361,8 +361,16 @@ func TestContainerInit(t *testing.T) {
 	if out, code := run(t, r, initConfig(t, 0, "sh", "-c", "kill -TERM $$")); code != 143 {
 		t.Errorf("command ended by SIGTERM: code %d, %q", code, out)
 	}
-	if out, code := run(t, r, initConfig(t, 0, "/bin/noformat")); code != 126 || out != "sampan-init: exec: exec format error\n" {
+	if out, code := run(t, r, initConfig(t, 0, "/bin/noformat")); code != 126 || out != "sampan-init: exec /bin/noformat: exec format error\n" {
 		t.Errorf("a program that can't be executed: code %d, %q", code, out)
+	}
+	cfg = initConfig(t, 0, "sleep", "1000")
+	cfg.Spec.Linux.Seccomp = &specs.LinuxSeccomp{
+		DefaultAction: specs.ActAllow,
+		Syscalls:      []specs.LinuxSyscall{{Names: []string{"rt_sigtimedwait"}, Action: specs.ActErrno}},
+	}
+	if out, code := run(t, r, cfg); code != 1 || out != "sampan-init: wait for signals: operation not permitted\n" {
+		t.Errorf("a filter that refuses to wait for signals: code %d, %q", code, out)
 	}
 	// It is one process of those that the limit allows.
 	if out, code := run(t, r, initConfig(t, 2, "echo", "hi")); code != 0 || out != "hi\n" {

@@ -38,7 +38,7 @@ func smallInit(stack unsafe.Pointer) {
 	pid, errno := call(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0)
 	switch {
 	case errno != 0:
-		complain("fork", errno)
+		complain("fork", nil, errno)
 		leaveInit(1)
 	case pid == 0:
 		become(argv, unsafe.Add(argv, (argc+1)*ptrSize))
@@ -46,7 +46,10 @@ func smallInit(stack unsafe.Pointer) {
 	for {
 		signal, errno := call(unix.SYS_RT_SIGTIMEDWAIT, uintptr(unsafe.Pointer(&all)), 0, 0, 8)
 		switch {
-		case errno != 0: // stopped and continued
+		case errno == unix.EINTR: // stopped and continued
+		case errno != 0: // a filter of system calls refuses it
+			complain("wait for signals", nil, errno)
+			leaveInit(1)
 		case signal == uintptr(unix.SIGCHLD):
 			reap(pid)
 		default:
@@ -80,9 +83,9 @@ func become(argv, env unsafe.Pointer) {
 	call(unix.SYS_IOCTL, 0, unix.TIOCSPGRP, uintptr(unsafe.Pointer(&group)), 0) // no matter where there is no terminal
 	none := uint64(0)
 	call(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&none)), 0, 8)
-	path := *(*uintptr)(unsafe.Add(argv, ptrSize))
-	_, errno := call(unix.SYS_EXECVE, path, uintptr(unsafe.Add(argv, 2*ptrSize)), uintptr(env), 0)
-	complain("exec", errno)
+	path := *(*unsafe.Pointer)(unsafe.Add(argv, ptrSize))
+	_, errno := call(unix.SYS_EXECVE, uintptr(path), uintptr(unsafe.Add(argv, 2*ptrSize)), uintptr(env), 0)
+	complain("exec ", path, errno)
 	if errno == unix.ENOENT || errno == unix.ENOTDIR {
 		leaveInit(127)
 	}
@@ -115,32 +118,60 @@ func reap(pid uintptr) {
 	}
 }
 
-// complain says on standard error what failed.
+// complain says on standard error what failed: what and, unless it is nil, a
+// string that ends with a zero.
 //
 //go:norace
 //go:nosplit
-func complain(what string, errno syscall.Errno) {
-	why := "failed"
-	switch errno {
-	case unix.ENOENT:
-		why = "no such file or directory"
-	case unix.EACCES:
-		why = "permission denied"
-	case unix.ENOEXEC:
-		why = "exec format error"
-	case unix.EAGAIN:
-		why = "resource temporarily unavailable"
-	case unix.ENOMEM:
-		why = "cannot allocate memory"
-	case unix.E2BIG:
-		why = "argument list too long"
-	}
+func complain(what string, object unsafe.Pointer, errno syscall.Errno) {
 	say(InitName)
 	say(": ")
 	say(what)
+	if object != nil {
+		n := 0
+		for *(*byte)(unsafe.Add(object, n)) != 0 {
+			n++
+		}
+		call(unix.SYS_WRITE, 2, uintptr(object), uintptr(n), 0)
+	}
 	say(": ")
-	say(why)
+	switch errno {
+	case unix.EPERM:
+		say("operation not permitted")
+	case unix.ENOENT:
+		say("no such file or directory")
+	case unix.ENOTDIR:
+		say("not a directory")
+	case unix.EACCES:
+		say("permission denied")
+	case unix.ENOEXEC:
+		say("exec format error")
+	case unix.EAGAIN:
+		say("resource temporarily unavailable")
+	case unix.ENOMEM:
+		say("cannot allocate memory")
+	case unix.E2BIG:
+		say("argument list too long")
+	default:
+		say("error ")
+		sayNumber(uintptr(errno))
+	}
 	say("\n")
+}
+
+//go:norace
+//go:nosplit
+func sayNumber(n uintptr) {
+	var digits [20]byte
+	at := uintptr(len(digits))
+	for {
+		at--
+		*(*byte)(unsafe.Add(unsafe.Pointer(&digits), at)) = '0' + byte(n%10)
+		if n /= 10; n == 0 {
+			break
+		}
+	}
+	call(unix.SYS_WRITE, 2, uintptr(unsafe.Add(unsafe.Pointer(&digits), at)), uintptr(len(digits))-at, 0)
 }
 
 //go:norace

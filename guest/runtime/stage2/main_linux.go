@@ -12,12 +12,16 @@ import (
 )
 
 // Main becomes stage 2, and never returns, in a process that was started as one.
-// (The small init does not come here: see entry.)
+// The small init does not come here (see entry), if it is linked as it should be.
 func Main() {
-	if len(os.Args) > 0 && os.Args[0] == Name {
+	switch {
+	case len(os.Args) > 0 && os.Args[0] == Name:
 		debug.SetGCPercent(-1)
 		runtime.LockOSThread()
 		os.Exit(run(os.Args[1:]))
+	case len(os.Args) > 1 && os.Args[0] == InitName:
+		fmt.Fprintln(os.Stderr, InitName+": not linked with -E sampan/guest/runtime/stage2.entry")
+		os.Exit(1)
 	}
 }
 
