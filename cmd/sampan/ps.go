@@ -96,7 +96,8 @@ func checkPsFormat(format string) error {
 // psRow has the fields of Docker's templates.
 type psRow struct {
 	Command, CreatedAt, ID, Image, Labels, LocalVolumes, Mounts, Names, Networks string
-	// Platform is *ocispec.Platform, nil where the daemon doesn't tell, or the title.
+	// Platform is the title, or a nil *ocispec.Platform, as of Docker's own image
+	// store (not containerd's).
 	Platform                               any
 	Ports, RunningFor, Size, State, Status string
 	labels                                 map[string]string
@@ -126,9 +127,6 @@ func newPsRow(c container.Summary, trunc bool, now time.Time) psRow {
 		Status: c.Status, State: string(c.State), Ports: displayPorts(c.Ports), labels: c.Labels,
 		Size: units.HumanSizeWithPrecision(float64(c.SizeRw), 3), LocalVolumes: "0",
 		Platform: (*ocispec.Platform)(nil),
-	}
-	if m := c.ImageManifestDescriptor; m != nil {
-		r.Platform = m.Platform
 	}
 	if c.Image == "" {
 		r.Image = "<no image>"

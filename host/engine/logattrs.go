@@ -52,10 +52,17 @@ func parseSelection(options map[string]string) (s logSelection, err error) {
 	if text := options["tag"]; text != "" {
 		s.tag, err = template.New("log-tag").Funcs(template.FuncMap{
 			"json": func(v any) (string, error) {
-				b, err := json.Marshal(v)
-				return string(b), err
+				var b strings.Builder
+				enc := json.NewEncoder(&b)
+				enc.SetEscapeHTML(false)
+				err := enc.Encode(v)
+				return strings.TrimSpace(b.String()), err
 			},
 			"join": strings.Join, "split": strings.Split, "lower": strings.ToLower, "upper": strings.ToUpper,
+			"title": strings.Title, // deprecated, and what Docker uses
+			"pad": func(s string, before, after int) string {
+				return strings.Repeat(" ", before) + s + strings.Repeat(" ", after)
+			},
 			"truncate": func(s string, n int) string { return s[:max(0, min(n, len(s)))] },
 		}).Parse(text)
 		if err == nil { // a field that isn't there shows only now

@@ -34,6 +34,7 @@ func TestLogAttrs(t *testing.T) {
 		{m{"labels": "both", "env": "both"}, `{"both":"env"}`},
 		{m{"labels-regex": "^(k|org)", "env-regex": "^A$"}, `{"A":"1","k":"v","org.x":"y"}`},
 		{m{"tag": "{{.Name}}/{{.ID}}/{{.ImageName}}/{{.ImageID}}/{{.DaemonName}}"}, `{"tag":"web/012345678901/nginx:1/sha256:abcde/docker"}`},
+		{m{"tag": `{{title .Name}}{{pad .Name 1 2}}{{json "<&>"}}`}, `{"tag":"Web web  \"\u003c\u0026\u003e\""}`},
 		{m{"tag": "{{upper .Name}} {{truncate .FullID 3}}", "labels": "k"}, `{"k":"v","tag":"WEB 012"}`},
 	} {
 		got, err := logAttrs(rec(tt.options))
