@@ -19,7 +19,7 @@ func (h *home) slowReaders(t *testing.T) {
 		last = 8_000_000 // 63 MB
 	}
 	h.sampan(t, "run", "-d", "--name", "other", "busybox", "sh", "-c", "echo ready; exec sleep 1000")
-	h.sampan(t, "create", "-i", "--name", "big", "busybox", "sh", "-c", fmt.Sprintf("read go; seq -s ' ' 1 %d", last))
+	h.sampan(t, "create", "-i", "--name", "big", "busybox", "sh", "-c", fmt.Sprintf("echo ready; read go; seq -s ' ' 1 %d", last))
 
 	type reader struct {
 		what string
@@ -47,6 +47,12 @@ func (h *home) slowReaders(t *testing.T) {
 	eventually(t, 30*time.Second, "big runs", func() bool { return h.sampan(t, "inspect", "-f", "{{.State.Running}}", "big") == "true\n" })
 	start(nil, "sampan", "logs", "-f", "big")
 	start(nil, "docker", "logs", "-f", "big")
+	for _, r := range readers { // it follows, from here on without being read
+		got := make([]byte, len("ready\n"))
+		if _, err := io.ReadFull(r.out, got); err != nil || string(got) != "ready\n" {
+			t.Fatalf("%s: %q, %v", r.what, got, err)
+		}
+	}
 	if err := readers[2].stop(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
