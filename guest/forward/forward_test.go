@@ -335,7 +335,10 @@ func TestBulk(t *testing.T) {
 	ln := listen(t, "127.0.0.1:0")
 	slow, full := h.open(ln)
 	much := make([]byte, 64<<20)
-	for n := 0; n == 0; { // a busy machine may begin when the time is over
+	for n, end := 0, time.Now().Add(30*time.Second); n == 0; { // a busy machine may begin when the time is over
+		if time.Now().After(end) {
+			t.Fatal("a stream takes nothing")
+		}
 		var err error
 		full.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 		if n, err = full.Write(much); !errors.Is(err, os.ErrDeadlineExceeded) {

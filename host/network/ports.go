@@ -53,6 +53,9 @@ const (
 	// A port that fails is opened again after restartMin, twice that, and so on.
 	restartMin = 100 * time.Millisecond
 	restartMax = 10 * time.Second
+	// dialTold is how long a port is told of after its last failed dial: without
+	// clients nobody finds out that it works again.
+	dialTold = 10 * time.Second
 	// privileged is where ports begin that an ordinary user may listen on.
 	privileged = 1024
 )
@@ -81,13 +84,16 @@ type Spec struct {
 // several goroutines.
 type Ports struct {
 	log *slog.Logger
+	now func() time.Time
 
 	mu   sync.Mutex
 	open map[*Port]struct{}
 }
 
 // NewPorts returns an empty set.
-func NewPorts(log *slog.Logger) *Ports { return &Ports{log: log, open: map[*Port]struct{}{}} }
+func NewPorts(log *slog.Logger) *Ports {
+	return &Ports{log: log, now: time.Now, open: map[*Port]struct{}{}}
+}
 
 // Port is a published port.
 type Port struct {
@@ -99,14 +105,25 @@ type Port struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	failing atomic.Bool
-	failure failure // guarded by ports.mu
+	failing  atomic.Bool    // one of failures is set: a quick first look
+	failures [parts]failure // guarded by ports.mu
 }
 
-// failure is why a port doesn't work at present.
+// part is what can fail of a port, each by itself.
+type part int
+
+const (
+	listening part = iota
+	receiving4
+	receiving6
+	dialling
+	parts
+)
+
+// failure is why a part of a port doesn't work at present.
 type failure struct {
-	err   error
-	since time.Time
+	err         error // nil: it works
+	since, last time.Time
 }
 
 // Failure tells of a published port that doesn't work at present.
@@ -210,8 +227,12 @@ func (ps *Ports) Failing() []Failure {
 	defer ps.mu.Unlock()
 	var list []Failure
 	for p := range ps.open {
-		if f := p.failure; f.err != nil {
+		for i, f := range p.failures {
+			if f.err == nil || part(i) == dialling && ps.now().Sub(f.last) > dialTold {
+				continue
+			}
 			list = append(list, Failure{Addr: p.addrs[0], Proto: p.spec.Proto, Owner: p.spec.Owner, Err: f.err, Since: f.since})
+			break // one is enough to tell
 		}
 	}
 	slices.SortFunc(list, func(a, b Failure) int {
@@ -229,7 +250,6 @@ func (p *Port) Addrs() []netip.AddrPort { return p.addrs }
 func (p *Port) Close() {
 	p.cancel()
 	p.wg.Wait()
-	p.failing.Store(false)
 	p.ports.mu.Lock()
 	delete(p.ports.open, p)
 	p.ports.mu.Unlock()
@@ -251,7 +271,7 @@ func (p *Port) run(s socket) {
 			if p.ctx.Err() != nil {
 				return
 			}
-			p.failed(err)
+			p.failed(listening, err)
 			p.pause(wait)
 			again := p.spec
 			again.HostPort = p.addrs[0].Port()
@@ -259,7 +279,7 @@ func (p *Port) run(s socket) {
 				s = nil
 			}
 		}
-		p.works()
+		p.works(listening, receiving4, receiving6)
 	}
 }
 
@@ -270,38 +290,52 @@ func (p *Port) dial(ctx context.Context) (net.Conn, error) {
 	conn, err := p.spec.Dial(limited)
 	switch {
 	case err == nil:
-		p.works()
+		p.works(dialling)
 	case ctx.Err() == nil:
-		p.failed(err)
+		p.failed(dialling, err)
 	}
 	return conn, err
 }
 
-// failed notes, and logs once, that the port doesn't work.
-func (p *Port) failed(err error) {
+// failed notes, and logs once, that a part of the port doesn't work.
+func (p *Port) failed(what part, err error) {
 	p.ports.mu.Lock()
-	fresh := p.failure.err == nil
+	f := &p.failures[what]
+	fresh := f.err == nil
+	f.err, f.last = err, p.ports.now()
 	if fresh {
-		p.failure.since = time.Now()
+		f.since = f.last
 	}
-	p.failure.err = err
-	p.ports.mu.Unlock()
 	p.failing.Store(true)
+	p.ports.mu.Unlock()
 	if fresh {
 		p.ports.log.Warn("published port fails: it is tried again", "port", p.addrs[0].String()+"/"+p.spec.Proto, "owner", p.spec.Owner, "error", err)
 	}
 }
 
-// works takes back what failed noted.
-func (p *Port) works() {
-	if !p.failing.CompareAndSwap(true, false) {
+// works takes back what failed noted of some parts.
+func (p *Port) works(what ...part) {
+	if !p.failing.Load() {
 		return
 	}
+	var since time.Time
 	p.ports.mu.Lock()
-	f := p.failure
-	p.failure = failure{}
+	for _, w := range what {
+		if f := &p.failures[w]; f.err != nil {
+			if since.IsZero() || f.since.Before(since) {
+				since = f.since
+			}
+			*f = failure{}
+		}
+	}
+	left := slices.ContainsFunc(p.failures[:], func(f failure) bool { return f.err != nil })
+	p.failing.Store(left)
+	after := p.ports.now().Sub(since)
 	p.ports.mu.Unlock()
-	p.ports.log.Info("published port works again", "port", p.addrs[0].String()+"/"+p.spec.Proto, "owner", p.spec.Owner, "after", time.Since(f.since).Round(time.Millisecond))
+	if since.IsZero() {
+		return
+	}
+	p.ports.log.Info("published port works again", "port", p.addrs[0].String()+"/"+p.spec.Proto, "owner", p.spec.Owner, "after", after.Round(time.Millisecond))
 }
 
 func (p *Port) pause(d time.Duration) {

@@ -272,6 +272,62 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// The parts of a port fail and work each by itself, and a failed dial is told of
+// for a while only: without clients nobody finds out that it works again.
+func TestFailures(t *testing.T) {
+	var log bytes.Buffer
+	now := time.Unix(1000, 0)
+	ports := NewPorts(slog.New(slog.NewTextHandler(&log, nil)))
+	ports.now = func() time.Time { return now }
+	dialErr := errors.New("no way")
+	var result error
+	p := &Port{ports: ports, addrs: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:80")}, spec: Spec{Proto: "tcp", Dial: func(context.Context) (net.Conn, error) { return nil, result }}}
+	ports.open[p] = struct{}{}
+	want := func(step string, err error, since time.Time) {
+		t.Helper()
+		switch f := ports.Failing(); {
+		case err == nil && len(f) != 0, err != nil && (len(f) != 1 || f[0].Err != err || !f[0].Since.Equal(since)):
+			t.Errorf("%s: %+v, want %v since %v", step, f, err, since)
+		}
+	}
+	began := now
+	p.works(listening, dialling)
+	if log.Len() != 0 {
+		t.Errorf("nothing has failed, and the log says %s", &log)
+	}
+	result = dialErr
+	p.dial(t.Context())
+	want("a failed dial", dialErr, began)
+	now = now.Add(dialTold)
+	p.dial(t.Context())
+	now = now.Add(dialTold)
+	want("another one", dialErr, began)
+	now = now.Add(1)
+	want("some time after the last", nil, began)
+	result = nil
+	p.dial(t.Context())
+	if got := log.String(); strings.Count(got, "it is tried again") != 1 || strings.Count(got, "works again") != 1 || !strings.Contains(got, "after=20s") {
+		t.Errorf("log: %s", got)
+	}
+
+	log.Reset()
+	began = now
+	broken := errors.New("broken")
+	p.failed(receiving4, broken)
+	now = now.Add(time.Hour)
+	p.works(receiving6, dialling)
+	p.dial(t.Context())
+	want("another part works", broken, began)
+	if strings.Contains(log.String(), "works again") {
+		t.Errorf("log: %s", &log)
+	}
+	p.works(receiving4)
+	want("the part works", nil, began)
+	if p.failing.Load() || !strings.Contains(log.String(), "after=1h0m0s") {
+		t.Errorf("log: %s", &log)
+	}
+}
+
 // broken is a socket that fails, and keeps the port until it is allowed to go.
 type broken struct {
 	socket

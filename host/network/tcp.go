@@ -53,12 +53,13 @@ func (s tcpSocket) Serve(p *Port) error {
 		conn, err := s.AcceptTCP()
 		switch {
 		case err == nil:
+			p.works(listening)
 			p.wg.Go(func() { p.forward(conn) })
 		case p.ctx.Err() != nil:
 			return err
 		case errors.Is(err, syscall.ECONNABORTED):
 		case exhausted(err):
-			p.failed(err)
+			p.failed(listening, err)
 			p.pause(restartMin)
 		default:
 			return err

@@ -186,8 +186,8 @@ func (s *udpSocket) Serve(p *Port) error {
 	defer f.wg.Wait()
 	defer f.cancel()
 	errs := make(chan error, len(s.conns))
-	for _, c := range s.conns {
-		f.wg.Go(func() { errs <- f.serve(c) })
+	for i, c := range s.conns {
+		f.wg.Go(func() { errs <- f.serve(c, receiving4+part(i)) })
 	}
 	err := <-errs
 	s.Close()
@@ -221,22 +221,18 @@ type flow struct {
 	last   atomic.Int64 // when something came, nanoseconds since the epoch
 }
 
-// serve reads a socket until it is closed.
-func (f *flows) serve(c *udpConn) error {
+// serve reads a socket, which is a part of the port, until it is closed.
+func (f *flows) serve(c *udpConn, what part) error {
 	buf := make([]byte, proto.MaxDatagram)
-	for failing := false; ; {
+	for {
 		n, from, err := c.receive(buf)
 		switch {
 		case err == nil:
-			if failing {
-				failing = false
-				f.port.works()
-			}
+			f.port.works(what)
 			f.take(flowKey{c, from}, buf[:n])
 		case errors.Is(err, syscall.ECONNREFUSED): // the answer to one of ours
 		case exhausted(err):
-			failing = true
-			f.port.failed(err)
+			f.port.failed(what, err)
 			f.port.pause(restartMin)
 		default:
 			return err

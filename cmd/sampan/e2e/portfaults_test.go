@@ -88,8 +88,13 @@ func (p peer) descriptorsEnd(t *testing.T) {
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &was); err != nil {
 		t.Fatal(err)
 	}
-	// New descriptors take the lowest numbers that are free.
-	least := unix.Rlimit{Cur: uint64(used[len(used)-1] + 1), Max: was.Max}
+	// New descriptors take the lowest number that is free; those above the limit
+	// stay open.
+	free := 0
+	for free < len(used) && used[free] == free {
+		free++
+	}
+	least := unix.Rlimit{Cur: uint64(free), Max: was.Max}
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &least, nil); err != nil {
 		t.Fatal(err)
 	}
