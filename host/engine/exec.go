@@ -291,7 +291,7 @@ func execProcess(req container.ExecCreateRequest, base *container.Config, host *
 		p.Cwd = "/"
 	}
 	if !strings.HasPrefix(p.Cwd, "/") { // found when it is started, as with Docker
-		return nil, errors.New("Cwd must be an absolute path") //nolint:staticcheck // runc's words
+		return nil, errors.New("Cwd must be an absolute path") // in runc's words
 	}
 	p.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
 	return p, nil
