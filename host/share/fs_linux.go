@@ -55,6 +55,13 @@ const (
 	// has made just now without asking: who unpacks an archive names each file
 	// five times in a row (chown, chmod, utimes …).
 	ownTimeout = 250 * time.Millisecond
+	// largeTimeout is the same for a file of at least largeFile bytes: a tick of
+	// the guest's clock, to which that rounds it up. With nothing the guest forgets
+	// a file at each close (delete_stale, in the kernel's fs/fuse/dir.c), and
+	// whoever closes a large one waits until all that is cached of it is freed:
+	// 0.3 ms for each MiB, under emulation.
+	largeTimeout = time.Millisecond
+	largeFile    = 16 << 20
 	// listTimeout is for how long it may use the names and attributes of a
 	// list: what lists a folder most likely asks for its files next.
 	listTimeout = 250 * time.Millisecond
@@ -292,6 +299,8 @@ func (f *fileSystem) entry(n *node, st *unix.Stat_t, who fuse.Caller, out *fuse.
 		out.SetEntryTimeout(dirTimeout)
 	case time.Since(time.Unix(0, n.made.Load())) < ownTimeout:
 		out.SetEntryTimeout(ownTimeout)
+	case st.Size >= largeFile:
+		out.SetEntryTimeout(largeTimeout)
 	}
 	out.SetAttrTimeout(n.attrTimeout())
 	return fuse.OK

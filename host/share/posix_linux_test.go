@@ -158,6 +158,31 @@ func testNames(t *testing.T, in, at string) {
 		replace("h", fmt.Sprint(i))
 		read("h", fmt.Sprint(i))
 	}
+	// A large file soon.
+	large := func(owner string) {
+		check(t, os.WriteFile(at+"/new", []byte(owner), 0o644))
+		check(t, os.Truncate(at+"/new", largeFile))
+		check(t, os.Rename(at+"/new", at+"/large"))
+	}
+	first := func() string {
+		f, err := os.Open(in + "/large")
+		check(t, err)
+		defer f.Close()
+		b := make([]byte, 1)
+		_, err = io.ReadFull(f, b)
+		check(t, err)
+		return string(b)
+	}
+	for i := range 10 {
+		want := fmt.Sprint(i)
+		large(want)
+		begin := time.Now()
+		for first() != want {
+			if time.Since(begin) > time.Second {
+				t.Fatal("a large file that the host has replaced a second ago is still the old one")
+			}
+		}
+	}
 	write("own", "guest")
 	replace("own", "host")
 	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {

@@ -68,6 +68,35 @@ func lookup(t *testing.T, s *server, dir uint64, name string) (uint64, fuse.Stat
 	return binary.LittleEndian.Uint64(body), fuse.OK
 }
 
+// For how long the guest may use a name without asking.
+func TestNameTimeouts(t *testing.T) {
+	dir := t.TempDir()
+	check(t, os.Mkdir(dir+"/folder", 0o755))
+	for name, size := range map[string]int64{"empty": 0, "small": largeFile - 1, "large": largeFile} {
+		check(t, os.WriteFile(dir+"/"+name, nil, 0o644))
+		check(t, os.Truncate(dir+"/"+name, size))
+	}
+	tree := NewTree(Options{})
+	e, err := tree.Export(dir, false)
+	check(t, err)
+	defer e.Close()
+	initServer(t, tree.server)
+	root, code := lookup(t, tree.server, 1, e.Name())
+	if !code.Ok() {
+		t.Fatal(code)
+	}
+	for name, want := range map[string]time.Duration{"empty": 0, "small": 0, "large": largeTimeout, "folder": dirTimeout} {
+		code, body := call(t, tree.server, request(1, root, name+"\x00"))
+		if !code.Ok() {
+			t.Fatalf("%s: %v", name, code)
+		}
+		out := (*fuse.EntryOut)(unsafe.Pointer(&body[0]))
+		if got := time.Duration(out.EntryValid)*time.Second + time.Duration(out.EntryValidNsec); got != want {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
+	}
+}
+
 func TestExports(t *testing.T) {
 	home := t.TempDir()
 	secret := home + "/.sampan"
