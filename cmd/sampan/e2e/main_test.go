@@ -209,6 +209,10 @@ func TestAsOrdinaryUser(t *testing.T) {
 	if err := os.Chown(small, atoi(t, u.Uid), atoi(t, u.Gid)); err != nil {
 		t.Fatal(err)
 	}
+	tmp := filepath.Join(files.dir, "tmp") // the user's own: the machine's may be closed to it
+	if err := errors.Join(os.Mkdir(tmp, 0o700), os.Chown(tmp, atoi(t, u.Uid), atoi(t, u.Gid))); err != nil {
+		t.Fatal(err)
+	}
 	args := []string{"-u", name, "--", self, "-test.skip", "^TestAsOrdinaryUser$", "-test.timeout", secondLimit()}
 	f := os.Getenv("SAMPAN_E2E_RUN")
 	if f != "" {
@@ -226,7 +230,7 @@ func TestAsOrdinaryUser(t *testing.T) {
 	}
 	cmd := exec.Command("runuser", args...)
 	cmd.Dir = files.dir
-	cmd.Env = append(os.Environ(), dirEnv+"="+files.dir, smallEnv+"="+small, skipsEnv+"="+skips, "HOME="+u.HomeDir, "USER="+name, "XDG_CACHE_HOME=", "TMPDIR=/tmp",
+	cmd.Env = append(os.Environ(), dirEnv+"="+files.dir, smallEnv+"="+small, skipsEnv+"="+skips, "HOME="+u.HomeDir, "USER="+name, "XDG_CACHE_HOME=", "TMPDIR="+tmp,
 		"PATH=/usr/local/bin:/usr/bin:/bin") // Debian's for an ordinary user: no sbin
 	t.Logf("as %s (uid %s):", name, u.Uid)
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
@@ -281,7 +285,7 @@ type home struct {
 // newHome makes a home whose daemon is stopped at the test's end.
 func newHome(t testing.TB) *home {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "sampan-")
+	dir, err := os.MkdirTemp("", "sampan-")
 	if err != nil {
 		t.Fatal(err)
 	}
