@@ -11,7 +11,7 @@ import (
 // garbage collector does.
 func TestHold(t *testing.T) {
 	dir := t.TempDir()
-	manifest := `{"schema":1,"files":{"vmlinuz":{"size":6,"sha256":""},"initrd":{"size":6,"sha256":""}}}`
+	manifest := `{"schema":2,"files":{"vmlinuz":{"size":6,"sha256":""},"initrd.zst":{"size":6,"sha256":""}}}`
 	for name, text := range map[string]string{KernelFile: "kernel", InitrdFile: "initrd", ManifestFile: manifest} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)

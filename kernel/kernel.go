@@ -4,8 +4,9 @@
 //
 //	vmlinuz        the kernel: as Debian's package ships it, or, tuned for
 //	               amd64, an ELF image that QEMU loads by its PVH entry
-//	initrd         an uncompressed newc archive: the agent as /init, its tools
-//	               and the kernel modules it loads, if the kernel has any
+//	initrd.zst     a newc archive: the agent as /init, its tools and the kernel
+//	               modules it loads, if the kernel has any. The host unpacks it for
+//	               each boot, which a guest would be slower at
 //	manifest.json  what they are, their sizes and digests (Manifest)
 //
 // The package finds, opens and verifies bundles; kernel/bundle makes them.
@@ -28,12 +29,12 @@ import (
 )
 
 // Schema of the manifest. A bundle of another schema is refused.
-const Schema = 1
+const Schema = 2
 
 // Names of the files of a bundle.
 const (
 	KernelFile   = "vmlinuz"
-	InitrdFile   = "initrd"
+	InitrdFile   = "initrd.zst"
 	ManifestFile = "manifest.json"
 )
 
@@ -86,7 +87,8 @@ type File struct {
 // Bundle is an opened bundle.
 type Bundle struct {
 	Dir string
-	// Kernel and Initrd are paths of files.
+	// Kernel and Initrd are paths of files; UnpackInitrd makes what boots of the
+	// second.
 	Kernel, Initrd string
 	Manifest       Manifest
 

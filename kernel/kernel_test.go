@@ -52,14 +52,14 @@ func TestOpenVerify(t *testing.T) {
 		{"no JSON", func(d string) error { return os.WriteFile(filepath.Join(d, ManifestFile), []byte("{"), 0o644) }, "unexpected end", ""},
 		{"old schema", func(d string) error {
 			return os.WriteFile(filepath.Join(d, ManifestFile), []byte(`{"schema":0}`), 0o644)
-		}, "schema 0, not 1", ""},
+		}, "schema 0, not 2", ""},
 		{"no digest", func(d string) error {
-			return os.WriteFile(filepath.Join(d, ManifestFile), []byte(`{"schema":1,"files":{"vmlinuz":{}}}`), 0o644)
-		}, "lacks initrd", ""},
-		{"file missing", func(d string) error { return os.Remove(filepath.Join(d, InitrdFile)) }, "", "initrd: no such file"},
+			return os.WriteFile(filepath.Join(d, ManifestFile), []byte(`{"schema":2,"files":{"vmlinuz":{}}}`), 0o644)
+		}, "lacks initrd.zst", ""},
+		{"file missing", func(d string) error { return os.Remove(filepath.Join(d, InitrdFile)) }, "", "initrd.zst: no such file"},
 		{"byte changed", func(d string) error {
-			return os.WriteFile(filepath.Join(d, InitrdFile), []byte("content of initrD"), 0o644)
-		}, "", "initrd has sha256"},
+			return os.WriteFile(filepath.Join(d, InitrdFile), []byte("content of initrd.zsT"), 0o644)
+		}, "", "initrd.zst has sha256"},
 		{"truncated", func(d string) error { return os.Truncate(filepath.Join(d, KernelFile), 3) }, "", "vmlinuz has 3 bytes"},
 	}
 	for _, tt := range tests {

@@ -56,6 +56,17 @@ func (c *console) String() string {
 
 const bootTimeout = 60 * time.Second
 
+// unpackInitrd is the path of the bundle's initramfs as it boots.
+func unpackInitrd(t *testing.T, b *kernel.Bundle) string {
+	t.Helper()
+	path, release, err := b.UnpackInitrd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(release)
+	return path
+}
+
 // boot starts a machine from the guest bundle, meets its agent and configures
 // it. The machine is stopped when the test ends.
 func boot(t *testing.T, cfg vm.Config) *guest {
@@ -69,7 +80,7 @@ func boot(t *testing.T, cfg vm.Config) *guest {
 		t.Fatal(err)
 	}
 	g := &guest{t: t, console: new(console)}
-	cfg.Kernel, cfg.Initrd, cfg.Cmdline, cfg.CPUs, cfg.Console = b.Kernel, b.Initrd, kernel.Cmdline, 2, g.console
+	cfg.Kernel, cfg.Initrd, cfg.Cmdline, cfg.CPUs, cfg.Console = b.Kernel, unpackInitrd(t, b), kernel.Cmdline, 2, g.console
 	if cfg.Memory == 0 {
 		cfg.Memory = 512 << 20
 	}
@@ -367,7 +378,7 @@ func TestBootError(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
 	defer cancel()
 	m, err := new(qemu.Driver).Boot(ctx, vm.Config{
-		Kernel: b.Kernel, Initrd: b.Initrd, CPUs: 1, Memory: 256 << 20, Console: out, Disks: []vm.Disk{disk},
+		Kernel: b.Kernel, Initrd: unpackInitrd(t, b), CPUs: 1, Memory: 256 << 20, Console: out, Disks: []vm.Disk{disk},
 	})
 	if err != nil {
 		t.Fatal(err)

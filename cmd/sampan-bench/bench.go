@@ -28,6 +28,7 @@ type bench struct {
 	share             string // on the host
 	crunRoot          string // of Debian's package
 	bundle            *kernel.Bundle
+	initrd            string // of the bundle, unpacked
 	how               string // the machine, in its own words
 	port              int    // of the server container
 	user              *userNet
@@ -57,6 +58,14 @@ func newBench(ctx context.Context, bin string) (_ *bench, err error) {
 		files = filepath.Join(filepath.Dir(bin), "dist", "guest-"+runtime.GOARCH)
 	}
 	if b.bundle, err = kernel.Open(files); err != nil {
+		return nil, err
+	}
+	initrd, err := b.bundle.ReadInitrd()
+	if err != nil {
+		return nil, err
+	}
+	b.initrd = filepath.Join(dir, "initrd")
+	if err := os.WriteFile(b.initrd, initrd, 0o600); err != nil {
 		return nil, err
 	}
 	img, err := imagetest.Busybox()
@@ -171,7 +180,7 @@ func (b *bench) bareBoot(ctx context.Context) (float64, error) {
 	return millis(func() error {
 		driver := &qemu.Driver{}
 		m, err := driver.Boot(ctx, vm.Config{
-			Kernel: b.bundle.Kernel, Initrd: b.bundle.Initrd, CPUs: 2, Memory: 2 << 30,
+			Kernel: b.bundle.Kernel, Initrd: b.initrd, CPUs: 2, Memory: 2 << 30,
 			Cmdline: "rdinit=/bin/busybox -- poweroff -f",
 		})
 		if err != nil {

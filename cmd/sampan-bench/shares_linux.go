@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"sampan/host/share"
+	"sampan/kernel"
 	"sampan/vm"
 	"sampan/vm/qemu"
 )
@@ -99,7 +100,7 @@ func (b *bench) measureShares(ctx context.Context, w shareWork) (times shareTime
 	}
 	defer os.RemoveAll(dir)
 	initrd := filepath.Join(dir, "initrd")
-	if err := shareInitrd(ctx, b.bundle.Initrd, initrd); err != nil {
+	if err := shareInitrd(ctx, b.bundle, initrd); err != nil {
 		return nil, "", err
 	}
 	for _, side := range []string{"ours", "theirs"} {
@@ -173,7 +174,7 @@ func startVirtiofsd(ctx context.Context, dir, socket string) (cmd *exec.Cmd, lac
 }
 
 // shareInitrd is the guest's initrd with sharework as its init.
-func shareInitrd(ctx context.Context, from, to string) error {
+func shareInitrd(ctx context.Context, from *kernel.Bundle, to string) error {
 	bin := to + ".init"
 	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "sampan/cmd/sampan-bench/sharework")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -184,7 +185,7 @@ func shareInitrd(ctx context.Context, from, to string) error {
 	if err != nil {
 		return err
 	}
-	b, err := os.ReadFile(from)
+	b, err := from.ReadInitrd()
 	if err != nil {
 		return err
 	}

@@ -14,10 +14,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sampan/kernel"
 )
 
-// bundle is the guest bundle: SAMPAN_GUEST, or dist/guest-amd64 of the tree.
-func bundle(t *testing.T) string {
+// bundleDir is the guest bundle: SAMPAN_GUEST, or dist/guest-amd64 of the tree.
+func bundleDir(t *testing.T) string {
 	t.Helper()
 	if dir := os.Getenv("SAMPAN_GUEST"); dir != "" {
 		return dir
@@ -29,7 +31,7 @@ func bundle(t *testing.T) string {
 	for dir != "/" {
 		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
 			dir = filepath.Join(dir, "dist", "guest-amd64")
-			if _, err := os.Stat(filepath.Join(dir, "initrd")); err != nil {
+			if _, err := os.Stat(filepath.Join(dir, kernel.ManifestFile)); err != nil {
 				t.Fatalf("no guest bundle in %s: run `make guest`", dir)
 			}
 			return dir
@@ -46,7 +48,10 @@ func TestGuest(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a VM")
 	}
-	dir := bundle(t)
+	bundle, err := kernel.Open(bundleDir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
 	initrd := filepath.Join(t.TempDir(), "initrd")
 	exe := filepath.Join(t.TempDir(), "init.test")
 	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-ldflags=-E sampan/guest/runtime/stage2.entry", "-o", exe, ".")
@@ -60,7 +65,11 @@ func TestGuest(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build a 32-bit program: %v\n%s", err, out)
 	}
-	if err := makeInitrd(initrd, filepath.Join(dir, "initrd"), exe, exe32); err != nil {
+	first, err := bundle.ReadInitrd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := makeInitrd(initrd, first, exe, exe32); err != nil {
 		t.Fatal(err)
 	}
 	limit, execs := 5*time.Minute, *guestExecs
@@ -72,7 +81,7 @@ func TestGuest(t *testing.T) {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-M", "q35", "-accel", "tcg,thread=multi",
 		"-cpu", "max,cx16=off,erms=off,fsrm=off", "-smp", "2", "-m", "512", "-serial", "stdio", "-monitor", "none",
-		"-kernel", filepath.Join(dir, "vmlinuz"), "-initrd", initrd,
+		"-kernel", bundle.Kernel, "-initrd", initrd,
 		"-append", "console=ttyS0 quiet panic=-1 rdinit=/init.test cryptomgr.notests maxcpus=1 no_ipi_broadcast=1 -- -test.v -test.run=" + *guestRun + " -guest.execs=" + strconv.Itoa(execs),
 	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
@@ -85,12 +94,8 @@ func TestGuest(t *testing.T) {
 }
 
 // makeInitrd appends a cpio archive with the test binaries to the bundle's.
-func makeInitrd(name, base, test, exe32 string) error {
+func makeInitrd(name string, first []byte, test, exe32 string) error {
 	exe, err := os.ReadFile(test)
-	if err != nil {
-		return err
-	}
-	first, err := os.ReadFile(base)
 	if err != nil {
 		return err
 	}

@@ -29,8 +29,8 @@ const (
 type Config struct {
 	Driver vm.Driver
 	// Kernel is called before each boot: it verifies the guest bundle and
-	// names its files.
-	Kernel func() (kernel, initrd string, err error)
+	// names its files, which are there until release.
+	Kernel func() (kernel, initrd string, release func(), err error)
 	CPUs   int
 	Memory int64 // bytes
 

@@ -141,7 +141,7 @@ func newMachine(t *testing.T, g func(context.Context, fake.Guest) error, change 
 	dir := t.TempDir()
 	cfg := Config{
 		Driver: &fake.Driver{Guest: g, Config: func(vm.Config) { boots.Add(1) }},
-		Kernel: func() (string, string, error) { return "kernel", "initrd", nil },
+		Kernel: func() (string, string, func(), error) { return "kernel", "initrd", func() {}, nil },
 		CPUs:   1, Memory: 256 << 20,
 		DataDisk: filepath.Join(dir, "data.img"), DataDiskSize: 1 << 30,
 		ConsoleLog: filepath.Join(dir, "console.log"),
@@ -332,7 +332,7 @@ func TestBootFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m, _ := newMachine(t, c.guest, func(cfg *Config) {
 				if c.kernel != nil {
-					cfg.Kernel = func() (string, string, error) { return "", "", c.kernel }
+					cfg.Kernel = func() (string, string, func(), error) { return "", "", nil, c.kernel }
 				}
 			})
 			for range 2 { // a failure is not remembered

@@ -35,10 +35,11 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 	m.mu.Lock()
 	m.stages = st
 	m.mu.Unlock()
-	image, initrd, err := m.cfg.Kernel()
+	image, initrd, release, err := m.cfg.Kernel()
 	if err != nil {
 		return nil, err
 	}
+	defer release()
 	if err := m.ensureDisk(); err != nil {
 		return nil, err
 	}

@@ -63,9 +63,11 @@ func TestInVM(t *testing.T) {
 	defer closer.Close()
 	script := strings.NewReplacer("RW", rw.Name(), "RO", ro.Name(), "SUM", sha(big)).Replace(guestScript)
 	initrd := filepath.Join(t.TempDir(), "initrd")
-	check(t, overlayInit(filepath.Join(dir, "initrd"), initrd, script))
+	bundle, err := kernel.Open(dir)
+	check(t, err)
+	check(t, overlayInit(bundle, initrd, script))
 	reads := &sizes{FUSEServer: tree.Server(), ops: map[uint32]int{}}
-	out := bootShares(t, filepath.Join(dir, "vmlinuz"), initrd, map[string]vm.FUSEServer{"host": reads, "images": store})
+	out := bootShares(t, bundle.Kernel, initrd, map[string]vm.FUSEServer{"host": reads, "images": store})
 	t.Logf("largest answer %d bytes, requests by opcode %v\n%s", reads.max, reads.ops, out)
 	for _, step := range []string{"user", "names", "readonly", "create", "list", "back", "write", "readhost", "readcold", "readagain", "sync", "bigreads", "remount"} {
 		if !strings.Contains(out, "ok "+step) {

@@ -18,6 +18,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"sampan/kernel"
 	"sampan/vm"
 	"sampan/vm/vhostuser"
 )
@@ -47,8 +48,8 @@ func (s *sizes) HandleRequest(in, out [][]byte) (int, fuse.Status) {
 }
 
 // overlayInit writes an initramfs with another /init.
-func overlayInit(from, to, script string) error {
-	b, err := os.ReadFile(from)
+func overlayInit(from *kernel.Bundle, to, script string) error {
+	b, err := from.ReadInitrd()
 	if err != nil {
 		return err
 	}

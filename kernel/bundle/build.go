@@ -122,7 +122,11 @@ func build(ctx context.Context, o Options) (string, error) {
 	if err := t.writeCPIO(&initrd); err != nil {
 		return "", err
 	}
-	return publish(o, m, map[string][]byte{kernel.KernelFile: image, kernel.InitrdFile: initrd.Bytes()})
+	packed, err := kernel.PackInitrd(initrd.Bytes())
+	if err != nil {
+		return "", err
+	}
+	return publish(o, m, map[string][]byte{kernel.KernelFile: image, kernel.InitrdFile: packed})
 }
 
 // addStock takes Debian's kernel from the unpacked packages in root, and puts

@@ -98,7 +98,7 @@ func TestBuildFromCache(t *testing.T) {
 	if b.Manifest.Kernel != "6.12.1-cloud" || b.Manifest.Flavour != kernel.Stock || b.Manifest.Packages["libc6"] != "1" || b.Manifest.Config["EROFS_FS_BACKED_BY_FILE"] != "y" {
 		t.Errorf("%+v", b.Manifest)
 	}
-	initrd, err := os.ReadFile(b.Initrd)
+	initrd, err := b.ReadInitrd()
 	if err != nil {
 		t.Fatal(err)
 	}

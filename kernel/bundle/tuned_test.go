@@ -173,7 +173,7 @@ func TestTuned(t *testing.T) {
 	if image, err := os.ReadFile(b.Kernel); err != nil || string(image) != "image\n" {
 		t.Errorf("kernel %q, %v", image, err)
 	}
-	initrd, err := os.ReadFile(b.Initrd)
+	initrd, err := b.ReadInitrd()
 	if err != nil || strings.Contains(string(initrd), ".ko\x00") || !strings.Contains(string(initrd), strings.TrimPrefix(kernel.ModuleList, "/")+"\x00") {
 		t.Errorf("the initramfs has modules, or no empty list of them (%v)", err)
 	}

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"sampan/kernel"
 )
 
 // 256 MB through a container's stdin and stdout arrive as they were.
@@ -212,14 +214,17 @@ func TestNoBoot(t *testing.T) {
 		}
 	}
 	// A damaged file is noticed before it boots.
-	damage("initrd", func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
+	damage(kernel.InitrdFile, func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
 	r := h.try(t, "", "sampan", "run", "--rm", "busybox", "true")
 	if r.code != 125 || !strings.Contains(r.stderr, "sha256") {
 		t.Errorf("damaged initrd: got %+v; want 125 and the digest", r)
 	}
 	// A whole bundle without an agent panics: the console's tail says so.
-	empty := emptyInitrd()
-	damage("initrd", func([]byte) []byte { return empty })
+	empty, err := kernel.PackInitrd(emptyInitrd())
+	if err != nil {
+		t.Fatal(err)
+	}
+	damage(kernel.InitrdFile, func([]byte) []byte { return empty })
 	reseal(t, guest)
 	r = h.try(t, "", "sampan", "run", "--rm", "busybox", "true")
 	if r.code != 125 || !strings.Contains(r.stderr, `stage "agent"`) || !strings.Contains(r.stderr, "Kernel panic") {

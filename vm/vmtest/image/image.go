@@ -4,7 +4,6 @@ package image
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,7 +20,7 @@ func Make(dir string, b *kernel.Bundle) (initrd string, err error) {
 		return "", err
 	}
 	initrd = filepath.Join(dir, "initrd")
-	return initrd, appendInit(initrd, b.Initrd, peer)
+	return initrd, appendInit(initrd, b, peer)
 }
 
 // Build makes a static program for a guest.
@@ -34,36 +33,23 @@ func Build(path, pkg, arch string) error {
 	return nil
 }
 
-// appendInit copies an initramfs and puts a second archive behind it, whose
+// appendInit writes the bundle's initramfs and a second archive behind it, whose
 // only file replaces the first one's /init: the kernel unpacks one after the
 // other.
-func appendInit(dst, initrd, init string) error {
+func appendInit(dst string, bundle *kernel.Bundle, init string) error {
 	body, err := os.ReadFile(init)
 	if err != nil {
 		return err
 	}
-	in, err := os.Open(initrd)
+	first, err := bundle.ReadInitrd()
 	if err != nil {
 		return err
 	}
-	defer in.Close()
-	out, err := os.Create(dst)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	n, err := io.Copy(out, in)
-	if err != nil {
-		return err
-	}
-	var b bytes.Buffer
-	b.Write(make([]byte, -n&511)) // archives begin at a multiple of 4
-	putFile(&b, "init", 0o100755, body)
-	putFile(&b, "TRAILER!!!", 0, nil)
-	if _, err := b.WriteTo(out); err != nil {
-		return err
-	}
-	return out.Close()
+	b := bytes.NewBuffer(first)
+	b.Write(make([]byte, -len(first)&511)) // archives begin at a multiple of 4
+	putFile(b, "init", 0o100755, body)
+	putFile(b, "TRAILER!!!", 0, nil)
+	return os.WriteFile(dst, b.Bytes(), 0o666)
 }
 
 // putFile appends a file of a newc archive (initramfs buffer format, in the
