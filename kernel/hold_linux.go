@@ -5,11 +5,11 @@ import (
 	"os"
 )
 
-// Hold opens the bundle's files and makes Kernel and Initrd name the open
+// Hold opens the bundle's files and makes Kernel and PackedInitrd name the open
 // files, whatever becomes of the bundle's directory, until Release. The names
 // are good for this process and its children.
 func (b *Bundle) Hold() error {
-	for _, path := range []*string{&b.Kernel, &b.Initrd} {
+	for _, path := range []*string{&b.Kernel, &b.PackedInitrd} {
 		f, err := os.Open(*path)
 		if err != nil {
 			b.Release()

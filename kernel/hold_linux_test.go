@@ -31,7 +31,7 @@ func TestHold(t *testing.T) {
 	for range 3 {
 		runtime.GC()
 	}
-	for path, want := range map[string]string{b.Kernel: "kernel", b.Initrd: "initrd"} {
+	for path, want := range map[string]string{b.Kernel: "kernel", b.PackedInitrd: "initrd"} {
 		if got, err := os.ReadFile(path); err != nil || string(got) != want {
 			t.Errorf("%s: %q, %v; want %q", path, got, err, want)
 		}

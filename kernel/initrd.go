@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,6 +20,13 @@ func PackInitrd(archive []byte) ([]byte, error) {
 	return w.EncodeAll(archive, nil), nil
 }
 
+// Of what is unpacked: bytes, and those that the decoder looks back. Ours has 20
+// MB, and looks back as far as its encoder's level does.
+const (
+	maxInitrd = 512 << 20
+	maxWindow = 64 << 20
+)
+
 // ReadInitrd returns the initramfs as the kernel is to get it.
 func (b *Bundle) ReadInitrd() ([]byte, error) {
 	var archive bytes.Buffer
@@ -28,18 +36,25 @@ func (b *Bundle) ReadInitrd() ([]byte, error) {
 
 // unpack writes the initramfs as the kernel is to get it.
 func (b *Bundle) unpack(w io.Writer) error {
-	f, err := os.Open(b.Initrd)
+	f, err := os.Open(b.PackedInitrd)
 	if err != nil {
 		return fmt.Errorf("guest bundle: %w", err)
 	}
 	defer f.Close()
-	r, err := zstd.NewReader(f)
+	r, err := zstd.NewReader(f, zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {
-		return err
+		return fmt.Errorf("guest bundle: unpack %s: %w", InitrdFile, err)
 	}
 	defer r.Close()
-	if _, err := r.WriteTo(w); err != nil {
-		return fmt.Errorf("guest bundle: unpack %s: %w", InitrdFile, err)
+	n, err := io.Copy(w, io.LimitReader(r, maxInitrd+1))
+	switch {
+	case err == nil && n == 0:
+		err = errors.New("it is empty")
+	case err == nil && n > maxInitrd:
+		err = fmt.Errorf("it has more than %d MiB", maxInitrd>>20)
+	}
+	if err != nil {
+		return fmt.Errorf("guest bundle: unpack %s: %w: run `make guest`", InitrdFile, err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -9,15 +10,27 @@ import (
 
 // UnpackInitrd makes a file in memory of the initramfs as the kernel is to get
 // it. Its name is good for this process and its children, until release.
+//
+// Hazard: QEMU maps the file and keeps the mapping; the guest's firmware copies
+// what it needs as late as it runs. So release gives the memory back itself, and
+// must not be called before the kernel has begun.
 func (b *Bundle) UnpackInitrd() (path string, release func(), err error) {
-	fd, err := unix.MemfdCreate(InitrdFile, unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate("initrd", unix.MFD_CLOEXEC)
 	if err != nil {
 		return "", nil, fmt.Errorf("guest bundle: %w", os.NewSyscallError("memfd_create", err))
 	}
-	f := os.NewFile(uintptr(fd), InitrdFile)
+	f := os.NewFile(uintptr(fd), "initrd")
 	if err := b.unpack(f); err != nil {
 		f.Close()
 		return "", nil, err
 	}
-	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), func() { f.Close() }, nil
+	release = func() {
+		if size, err := f.Seek(0, io.SeekEnd); err == nil {
+			// Punched, not truncated: whoever still reads gets zeros, not SIGBUS.
+			page := int64(os.Getpagesize())                                                                        // whole ones are freed
+			_ = unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, (size+page-1)/page*page) // no memfd refuses that
+		}
+		f.Close()
+	}
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), release, nil
 }

@@ -6,18 +6,33 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 )
 
-// UnpackInitrd makes a temporary file of the initramfs as the kernel is to get
-// it. It is removed by release.
+// UnpackInitrd makes a file of the initramfs as the kernel is to get it, in the
+// user's cache. It stays there after release, until the next is made: a
+// hypervisor may read it again when the guest resets itself.
 func (b *Bundle) UnpackInitrd() (path string, release func(), err error) {
-	f, err := os.CreateTemp("", "sampan-initrd-")
+	dir, err := os.UserCacheDir()
 	if err != nil {
 		return "", nil, fmt.Errorf("guest bundle: %w", err)
 	}
+	dir = filepath.Join(dir, "sampan")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", nil, fmt.Errorf("guest bundle: %w", err)
+	}
+	f, err := os.CreateTemp(dir, ".initrd-")
+	if err != nil {
+		return "", nil, fmt.Errorf("guest bundle: %w", err)
+	}
+	path = filepath.Join(dir, "initrd")
 	if err := errors.Join(b.unpack(f), f.Close()); err != nil {
 		os.Remove(f.Name())
 		return "", nil, err
 	}
-	return f.Name(), func() { os.Remove(f.Name()) }, nil
+	if err := os.Rename(f.Name(), path); err != nil {
+		os.Remove(f.Name())
+		return "", nil, fmt.Errorf("guest bundle: %w", err)
+	}
+	return path, func() {}, nil
 }

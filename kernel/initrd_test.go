@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -16,8 +18,8 @@ func TestUnpackInitrd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &Bundle{Initrd: filepath.Join(t.TempDir(), InitrdFile)}
-	if err := os.WriteFile(b.Initrd, packed, 0o644); err != nil {
+	b := &Bundle{PackedInitrd: filepath.Join(t.TempDir(), InitrdFile)}
+	if err := os.WriteFile(b.PackedInitrd, packed, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	path, release, err := b.UnpackInitrd()
@@ -27,17 +29,28 @@ func TestUnpackInitrd(t *testing.T) {
 	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, archive) {
 		t.Errorf("%d bytes, %v; want %d", len(got), err, len(archive))
 	}
+	kept, err := os.Open(path) // as a hypervisor keeps it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
 	release()
-	if _, err := os.Stat(path); err == nil {
+	var st syscall.Stat_t
+	if err := syscall.Fstat(int(kept.Fd()), &st); err != nil || runtime.GOOS == "linux" && (st.Blocks != 0 || st.Size != int64(len(archive))) {
+		t.Errorf("after release: %d blocks and %d bytes are left, %v", st.Blocks, st.Size, err)
+	}
+	if _, err := os.Stat(path); err == nil && runtime.GOOS == "linux" {
 		t.Errorf("%s is left", path)
 	}
 	if got, err := b.ReadInitrd(); err != nil || !bytes.Equal(got, archive) {
 		t.Errorf("%d bytes, %v; want %d", len(got), err, len(archive))
 	}
-	if err := os.Truncate(b.Initrd, int64(len(packed)/2)); err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := b.UnpackInitrd(); err == nil || !strings.Contains(err.Error(), InitrdFile) {
-		t.Errorf("half a file: error %v", err)
+	for _, size := range []int{len(packed) / 2, 0} {
+		if err := os.Truncate(b.PackedInitrd, int64(size)); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := b.UnpackInitrd(); err == nil || !strings.Contains(err.Error(), InitrdFile) || !strings.Contains(err.Error(), "make guest") {
+			t.Errorf("%d of %d bytes: error %v", size, len(packed), err)
+		}
 	}
 }

@@ -87,10 +87,11 @@ type File struct {
 // Bundle is an opened bundle.
 type Bundle struct {
 	Dir string
-	// Kernel and Initrd are paths of files; UnpackInitrd makes what boots of the
-	// second.
-	Kernel, Initrd string
-	Manifest       Manifest
+	// Kernel is the path of a file.
+	Kernel string
+	// PackedInitrd too: UnpackInitrd makes of it what boots.
+	PackedInitrd string
+	Manifest     Manifest
 
 	held []*os.File // by Hold
 }
@@ -114,9 +115,9 @@ func Open(dir string) (*Bundle, error) {
 		return nil, fmt.Errorf("guest bundle: %w", err)
 	}
 	b := &Bundle{
-		Dir:    dir,
-		Kernel: filepath.Join(dir, KernelFile),
-		Initrd: filepath.Join(dir, InitrdFile),
+		Dir:          dir,
+		Kernel:       filepath.Join(dir, KernelFile),
+		PackedInitrd: filepath.Join(dir, InitrdFile),
 	}
 	if err := json.Unmarshal(text, &b.Manifest); err != nil {
 		return nil, fmt.Errorf("guest bundle: %s: %w", filepath.Join(dir, ManifestFile), err)
@@ -140,7 +141,7 @@ func (b *Bundle) Verify() error {
 		errs = make([]error, 2)
 	)
 	wg.Go(func() { errs[0] = verify(b.Kernel, KernelFile, b.Manifest) })
-	wg.Go(func() { errs[1] = verify(b.Initrd, InitrdFile, b.Manifest) })
+	wg.Go(func() { errs[1] = verify(b.PackedInitrd, InitrdFile, b.Manifest) })
 	wg.Wait()
 	return errors.Join(errs...)
 }

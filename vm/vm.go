@@ -86,7 +86,7 @@ var ErrUnsupported = errors.New("not supported")
 
 // Config describes a machine to boot.
 type Config struct {
-	// Kernel, Initrd: files. Required.
+	// Kernel, Initrd: files, which are read until the guest's kernel runs. Required.
 	Kernel, Initrd string
 	// Cmdline is the kernel's command line; the driver adds the console.
 	Cmdline string // optional

@@ -137,11 +137,20 @@ func (l *oneListener) Addr() net.Addr { return &net.UnixAddr{Name: "agent"} }
 // newMachine makes a machine over guest and closes it at the test's end.
 func newMachine(t *testing.T, g func(context.Context, fake.Guest) error, change func(*Config)) (*Machine, *atomic.Int32) {
 	t.Helper()
-	boots := new(atomic.Int32)
+	boots, files := new(atomic.Int32), new(atomic.Int32)
 	dir := t.TempDir()
+	guest := func(ctx context.Context, of fake.Guest) error {
+		if files.Load() != 1 {
+			t.Errorf("a guest begins with its files taken %d times", files.Load())
+		}
+		return g(ctx, of)
+	}
 	cfg := Config{
-		Driver: &fake.Driver{Guest: g, Config: func(vm.Config) { boots.Add(1) }},
-		Kernel: func() (string, string, func(), error) { return "kernel", "initrd", func() {}, nil },
+		Driver: &fake.Driver{Guest: guest, Config: func(vm.Config) { boots.Add(1) }},
+		Kernel: func() (string, string, func(), error) {
+			files.Add(1)
+			return "kernel", "initrd", func() { files.Add(-1) }, nil
+		},
 		CPUs:   1, Memory: 256 << 20,
 		DataDisk: filepath.Join(dir, "data.img"), DataDiskSize: 1 << 30,
 		ConsoleLog: filepath.Join(dir, "console.log"),
@@ -156,6 +165,9 @@ func newMachine(t *testing.T, g func(context.Context, fake.Guest) error, change 
 		defer cancel()
 		if err := m.Close(ctx); err != nil {
 			t.Errorf("close: %v", err)
+		}
+		if n := files.Load(); n != 0 {
+			t.Errorf("the kernel's files are taken %d times after the end", n)
 		}
 	})
 	return m, boots

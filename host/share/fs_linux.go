@@ -48,18 +48,19 @@ const (
 	// attributes without asking.
 	dirTimeout = time.Second
 	// fileTimeout is the same for the attributes of files. Their names are
-	// looked up at each use, which brings new attributes, so it counts only
-	// for what is open.
+	// looked up at nearly each use, which brings new attributes, so it counts
+	// only for what is open.
 	fileTimeout = 100 * time.Millisecond
 	// ownTimeout is for how long the guest may use the name of a file that it
 	// has made just now without asking: who unpacks an archive names each file
 	// five times in a row (chown, chmod, utimes …).
 	ownTimeout = 250 * time.Millisecond
-	// largeTimeout is the same for a file of at least largeFile bytes: a tick of
-	// the guest's clock, to which that rounds it up. With nothing the guest forgets
-	// a file at each close (delete_stale, in the kernel's fs/fuse/dir.c), and
-	// whoever closes a large one waits until all that is cached of it is freed:
-	// 0.3 ms for each MiB, under emulation.
+	// largeTimeout is the same for a file of at least largeFile bytes. The guest
+	// rounds it up to a tick of its clock (4 ms), and begins at the next. With
+	// nothing it forgets a file at each close (delete_stale, in the kernel's
+	// fs/fuse/dir.c): whoever closes a large one waits until all that is cached of
+	// it is freed (0.3 ms for each MiB, under emulation), and who opens it next has
+	// it read once more.
 	largeTimeout = time.Millisecond
 	largeFile    = 16 << 20
 	// listTimeout is for how long it may use the names and attributes of a

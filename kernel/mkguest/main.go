@@ -61,7 +61,7 @@ func run() error {
 	if err := b.Verify(); err != nil {
 		return err
 	}
-	fmt.Printf("%s: Linux %s (%s), agent %s, initramfs of %.1f MB, in %s\n", dir, b.Manifest.Kernel, b.Manifest.Flavour, b.Manifest.Agent,
+	fmt.Printf("%s: Linux %s (%s), agent %s, compressed initramfs of %.1f MB, in %s\n", dir, b.Manifest.Kernel, b.Manifest.Flavour, b.Manifest.Agent,
 		float64(b.Manifest.Files[kernel.InitrdFile].Size)/1e6, time.Since(start).Round(time.Millisecond))
 	return nil
 }

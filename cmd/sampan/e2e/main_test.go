@@ -209,7 +209,7 @@ func TestAsOrdinaryUser(t *testing.T) {
 	if err := os.Chown(small, atoi(t, u.Uid), atoi(t, u.Gid)); err != nil {
 		t.Fatal(err)
 	}
-	tmp := filepath.Join(files.dir, "tmp") // the user's own: the machine's may be closed to it
+	tmp := filepath.Join(files.dir, "tmp") // the user's own: /tmp may be closed to it
 	if err := errors.Join(os.Mkdir(tmp, 0o700), os.Chown(tmp, atoi(t, u.Uid), atoi(t, u.Gid))); err != nil {
 		t.Fatal(err)
 	}
