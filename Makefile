@@ -136,10 +136,10 @@ bench: build guest dist/root-crun dist/root-nginx ## Measure, and write docs/ben
 	go run ./cmd/sampan-bench -bin bin -out docs/benchmarks.md
 
 install: build guest ## Install below PREFIX (default: /usr/local, or ~/.local when not root)
-	rm -rf $(PREFIX)/share/sampan/guest-$(ARCH)
-	install -d $(PREFIX)/bin $(PREFIX)/share/sampan/guest-$(ARCH)
-	install bin/sampan bin/sampand $(PREFIX)/bin
-	install -m 644 dist/guest-$(ARCH)/* $(PREFIX)/share/sampan/guest-$(ARCH)
+	rm -rf "$(PREFIX)/share/sampan/guest-$(ARCH)"
+	install -d "$(PREFIX)/bin" "$(PREFIX)/share/sampan/guest-$(ARCH)"
+	install bin/sampan bin/sampand "$(PREFIX)/bin"
+	install -m 644 dist/guest-$(ARCH)/* "$(PREFIX)/share/sampan/guest-$(ARCH)"
 
 clean: ## Remove what was built
 	rm -rf bin dist
