@@ -151,7 +151,7 @@ func newMachine(t *testing.T, g func(context.Context, fake.Guest) error, change 
 			files.Add(1)
 			return "kernel", "initrd", func() { files.Add(-1) }, nil
 		},
-		CPUs:   1, Memory: 256 << 20,
+		CPUs: 1, Memory: 256 << 20,
 		DataDisk: filepath.Join(dir, "data.img"), DataDiskSize: 1 << 30,
 		ConsoleLog: filepath.Join(dir, "console.log"),
 		Log:        slog.New(slog.DiscardHandler),
