@@ -45,15 +45,15 @@
 //
 // # Freshness
 //
-// Changes on the host are seen at the next open or stat: names of files are
-// not cached, and neither is their absence, but for a quarter of a second what
-// the guest has just made or listed, and for one or two ticks of its clock (4 ms)
-// files of 16 MiB and more, which stay cached when they are closed. Directories are cached for a second,
-// attributes of open files for a tenth of one. Pages stay cached
-// between opens only of a file that has not changed for a while (see
-// signature) and that the guest keeps in use: Linux drops an inode, pages and
-// all, when the last user of a name that isn't cached goes. The same host path
-// exported both ways, or inside another export, is two file systems to the
+// Changes on the host are seen at the next open or stat: names of files are not
+// cached, and neither is their absence, but for a quarter of a second what the
+// guest has just made or listed, and for one or two ticks of its clock (4 ms)
+// files of 16 MiB and more, which stay cached when they are closed. Directories
+// are cached for a second, attributes of open files for a tenth of one. Pages
+// stay cached between opens only of a file that has not changed for a while
+// (see signature) and that the guest keeps in use: Linux drops an inode, pages
+// and all, when the last user of a name that isn't cached goes. The same host
+// path exported both ways, or inside another export, is two file systems to the
 // guest: one sees the other's changes like the host's, and file locks don't
 // meet.
 //
