@@ -23,6 +23,9 @@ type board struct {
 	console string // the serial port's name in the guest
 	tcgCPU  string // -cpu under TCG
 	tcgArgs string // kernel arguments under TCG
+	// ticks, where it is not 0, is the kernel's CONFIG_HZ: with the frequency of the
+	// time stamp counter it makes lpj.
+	ticks float64
 }
 
 // boards by GOARCH.
@@ -35,7 +38,12 @@ type board struct {
 // TCG's arguments: maxcpus=1 because the kernel patches its own code while it
 // boots, and the translator does not always show that to a second processor in
 // time (one boot in thirty died in sched_clock_cpu); the guest brings the others
-// up last. no_ipi_broadcast=1 saves the patch that the last one would bring.
+// up last. noreplace-smp has it keep the locks that one processor could do
+// without: to patch them in again for the second took 0.2 s.
+// no_ipi_broadcast=1 saves the patch that the last one would bring.
+// mitigations=off because what they keep the processor from guessing is not what
+// the translator has it run: every indirect call goes by the translator's own table,
+// and a detour before it (retpoline) only takes twice as long.
 // init_on_alloc=1 because the translator does not notice when a device writes to
 // a page that held code. noapictimer would save 0.2 s of calibration, but costs
 // the high-resolution timers: a sleep of 1 ms takes 4.
@@ -51,7 +59,8 @@ func boards() map[string]board {
 			machine: "q35,usb=off,vmport=off,smbus=off,sata=off",
 			console: "ttyS0",
 			tcgCPU:  "max,cx16=off,erms=off,fsrm=off",
-			tcgArgs: "init_on_alloc=1 maxcpus=1 no_ipi_broadcast=1",
+			tcgArgs: "init_on_alloc=1 maxcpus=1 noreplace-smp no_ipi_broadcast=1 mitigations=off",
+			ticks:   250,
 		},
 		"arm64": {
 			binary:  "qemu-system-aarch64",
@@ -68,8 +77,9 @@ func boards() map[string]board {
 // one machine: the device is ours, not the host kernel's.
 const guestCID = 3
 
-// argv is QEMU's command line, without the program's name.
-func argv(cfg vm.Config, b board, acc accelerator, w wires) []string {
+// argv is QEMU's command line, without the program's name. hertz is the frequency
+// of the host's time stamp counter; 0 where it is unknown.
+func argv(cfg vm.Config, b board, acc accelerator, hertz float64, w wires) []string {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -88,7 +98,7 @@ func argv(cfg vm.Config, b board, acc accelerator, w wires) []string {
 		"-object", "memory-backend-memfd,id=ram,share=on,size="+mib,
 		"-kernel", cfg.Kernel,
 		"-initrd", cfg.Initrd,
-		"-append", cmdline(cfg.Cmdline, b, acc),
+		"-append", cmdline(cfg.Cmdline, b, acc, hertz),
 		"-chardev", "socket,id=qmp,fd="+strconv.Itoa(w.qmp),
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", "socket,id=console,fd="+strconv.Itoa(w.console),
@@ -138,10 +148,16 @@ func disk(i int, d vm.Disk) []string {
 
 // cmdline puts the driver's kernel arguments before the caller's: where one is
 // given twice, Linux lets the last win.
-func cmdline(extra string, b board, acc accelerator) string {
+//
+// Without lpj the kernel takes 0.1 s to find out for itself how long a delay of the
+// second processor is, with a processor of the host to itself.
+func cmdline(extra string, b board, acc accelerator, hertz float64) string {
 	parts := []string{"console=" + b.console, "panic=-1", "loglevel=6", "cryptomgr.notests"}
 	if acc == tcg {
 		parts = append(parts, b.tcgArgs)
+		if b.ticks > 0 && hertz > 0 {
+			parts = append(parts, fmt.Sprintf("lpj=%.0f", hertz/b.ticks))
+		}
 	}
 	if extra != "" {
 		parts = append(parts, extra)

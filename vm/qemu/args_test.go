@@ -42,7 +42,7 @@ func TestArgv(t *testing.T) {
 		{"full-amd64-tcg", "amd64", full, tcg},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got := lines(argv(tt.cfg, boards()[tt.arch], tt.acc, w))
+			got := lines(argv(tt.cfg, boards()[tt.arch], tt.acc, 2.5e9, w))
 			file := filepath.Join("testdata", tt.name+".argv")
 			if *update {
 				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {

@@ -59,6 +59,7 @@ func (d *Driver) attempt(ctx context.Context, cfg vm.Config, path string, b boar
 
 // launch starts QEMU and serves its devices and console.
 func (d *Driver) launch(cfg vm.Config, path string, b board, pick choice) (*machine, *wiring, error) {
+	counter := readClocks()
 	w, err := newWiring(cfg)
 	if err != nil {
 		return nil, nil, err
@@ -70,7 +71,7 @@ func (d *Driver) launch(cfg vm.Config, path string, b board, pick choice) (*mach
 		w.closeOurs()
 		return nil, nil, err
 	}
-	proc, err := startProcess(path, append(argv(cfg, b, pick.accelerator, w.wires), d.Extra...), w.files)
+	proc, err := startProcess(path, append(argv(cfg, b, pick.accelerator, counter.hertz(), w.wires), d.Extra...), w.files)
 	w.closeTheirs(cfg)
 	if err != nil {
 		vsock.Close()
