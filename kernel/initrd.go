@@ -34,6 +34,28 @@ func (b *Bundle) ReadInitrd() ([]byte, error) {
 	return archive.Bytes(), err
 }
 
+// unpackedSize is what the compressed initramfs says of its size.
+func (b *Bundle) unpackedSize() (int64, error) {
+	f, err := os.Open(b.PackedInitrd)
+	if err != nil {
+		return 0, fmt.Errorf("guest bundle: %w", err)
+	}
+	defer f.Close()
+	buf := make([]byte, zstd.HeaderMaxSize)
+	n, err := io.ReadFull(f, buf)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return 0, fmt.Errorf("guest bundle: read %s: %w", InitrdFile, err)
+	}
+	var h zstd.Header
+	if err := h.Decode(buf[:n]); err != nil {
+		return 0, fmt.Errorf("guest bundle: unpack %s: %w: run `make guest`", InitrdFile, err)
+	}
+	if !h.HasFCS || h.FrameContentSize == 0 || h.FrameContentSize > maxInitrd {
+		return 0, fmt.Errorf("guest bundle: unpack %s: it says to have %d bytes, want 1 to %d: run `make guest`", InitrdFile, h.FrameContentSize, maxInitrd)
+	}
+	return int64(h.FrameContentSize), nil
+}
+
 // unpack writes the initramfs as the kernel is to get it.
 func (b *Bundle) unpack(w io.Writer) error {
 	f, err := os.Open(b.PackedInitrd)

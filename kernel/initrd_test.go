@@ -22,8 +22,14 @@ func TestUnpackInitrd(t *testing.T) {
 	if err := os.WriteFile(b.PackedInitrd, packed, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	path, release, err := b.UnpackInitrd()
+	path, ready, release, err := b.UnpackInitrd()
 	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Size() != int64(len(archive)) {
+		t.Errorf("at once: %v, %v; want %d bytes", info, err, len(archive))
+	}
+	if err := ready(); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, archive) {
@@ -49,7 +55,12 @@ func TestUnpackInitrd(t *testing.T) {
 		if err := os.Truncate(b.PackedInitrd, int64(size)); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := b.UnpackInitrd(); err == nil || !strings.Contains(err.Error(), InitrdFile) || !strings.Contains(err.Error(), "make guest") {
+		_, ready, release, err := b.UnpackInitrd()
+		if err == nil {
+			err = ready()
+			release()
+		}
+		if err == nil || !strings.Contains(err.Error(), InitrdFile) || !strings.Contains(err.Error(), "make guest") {
 			t.Errorf("%d of %d bytes: error %v", size, len(packed), err)
 		}
 	}

@@ -88,6 +88,11 @@ var ErrUnsupported = errors.New("not supported")
 type Config struct {
 	// Kernel, Initrd: files, which are read until the guest's kernel runs. Required.
 	Kernel, Initrd string
+	// Ready returns when Initrd, whose size is right from the beginning, has its
+	// content, and both files are good to boot: the guest does not run before.
+	// Hypervisor and files get ready side by side. An error ends the boot.
+	// Optional.
+	Ready func() error
 	// Cmdline is the kernel's command line; the driver adds the console.
 	Cmdline string // optional
 	// CPUs of the guest, at least 1. Required.

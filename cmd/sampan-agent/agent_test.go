@@ -59,11 +59,14 @@ const bootTimeout = 60 * time.Second
 // unpackInitrd is the path of the bundle's initramfs as it boots.
 func unpackInitrd(t *testing.T, b *kernel.Bundle) string {
 	t.Helper()
-	path, release, err := b.UnpackInitrd()
+	path, ready, release, err := b.UnpackInitrd()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(release)
+	if err := ready(); err != nil {
+		t.Fatal(err)
+	}
 	return path
 }
 

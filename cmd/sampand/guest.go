@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"runtime"
 	"sync"
 
+	"sampan/host/machine"
 	"sampan/kernel"
 )
 
@@ -18,23 +20,53 @@ type guest struct {
 	bundle *kernel.Bundle
 }
 
-// files verifies the bundle and names its kernel, and its initramfs unpacked,
-// which is there until release.
-func (g *guest) files() (kernelFile, initrd string, release func(), err error) {
+// files are the bundle's kernel and its initramfs, which is still being unpacked;
+// both are still being verified.
+func (g *guest) files() (*machine.Files, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	b, err := g.verified()
+	b, err := g.open()
 	if err != nil {
-		return "", "", nil, err
+		return nil, err
 	}
-	initrd, release, err = b.UnpackInitrd()
-	return b.Kernel, initrd, release, err
+	verified := make(chan struct{})
+	var invalid error
+	go func() {
+		defer close(verified)
+		invalid = b.Verify()
+	}()
+	initrd, unpacked, release, err := b.UnpackInitrd()
+	if err != nil {
+		<-verified
+		return nil, g.forget(b, cmp.Or(invalid, err)) // invalid explains the other
+	}
+	return &machine.Files{
+		Kernel: b.Kernel, Initrd: initrd,
+		Ready: func() error {
+			err := unpacked()
+			<-verified
+			return g.forget(b, cmp.Or(invalid, err))
+		},
+		Release: func() { <-verified; release() },
+	}, nil
 }
 
-// verified is the bundle, with its files as the manifest says.
-func (g *guest) verified() (*kernel.Bundle, error) {
+// forget has the next boot look for a bundle again after an error of this one,
+// which it returns.
+func (g *guest) forget(b *kernel.Bundle, err error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err != nil && g.bundle == b {
+		b.Release()
+		g.bundle = nil
+	}
+	return err
+}
+
+// open is the bundle, whose files are held on to.
+func (g *guest) open() (*kernel.Bundle, error) {
 	if g.bundle != nil {
-		return g.bundle, g.bundle.Verify()
+		return g.bundle, nil
 	}
 	dir, err := kernel.Find()
 	if err != nil {
@@ -48,10 +80,6 @@ func (g *guest) verified() (*kernel.Bundle, error) {
 		return nil, fmt.Errorf("the guest bundle in %s is for %s, this machine is %s: run `make guest`", dir, b.Manifest.Arch, runtime.GOARCH)
 	}
 	if err := b.Hold(); err != nil {
-		return nil, err
-	}
-	if err := b.Verify(); err != nil {
-		b.Release() // the next boot looks again
 		return nil, err
 	}
 	g.log.Info("guest bundle", "dir", dir, "kernel", b.Manifest.Kernel, "agent", b.Manifest.Agent)

@@ -28,9 +28,8 @@ const (
 // marked optional.
 type Config struct {
 	Driver vm.Driver
-	// Kernel is called before each boot: it verifies the guest bundle and
-	// names its files, which are there until release.
-	Kernel func() (kernel, initrd string, release func(), err error)
+	// Kernel is called before each boot, for the files of the guest bundle.
+	Kernel func() (*Files, error)
 	CPUs   int
 	Memory int64 // bytes
 
@@ -60,6 +59,15 @@ type Config struct {
 type Network interface {
 	// Attach returns the card and how the guest sets it up. detach ends it.
 	Attach() (nic *vm.NIC, uplink *proto.Uplink, detach func(), err error)
+}
+
+// Files are what a machine boots from. All fields are required.
+type Files struct {
+	Kernel, Initrd string // paths
+	// Ready returns when the files are verified and have their content (vm.Config).
+	Ready func() error
+	// Release gives them back; there is nothing at the paths after it.
+	Release func()
 }
 
 // Relay serves what a machine's guest connects to.

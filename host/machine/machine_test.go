@@ -147,9 +147,9 @@ func newMachine(t *testing.T, g func(context.Context, fake.Guest) error, change 
 	}
 	cfg := Config{
 		Driver: &fake.Driver{Guest: guest, Config: func(vm.Config) { boots.Add(1) }},
-		Kernel: func() (string, string, func(), error) {
+		Kernel: func() (*Files, error) {
 			files.Add(1)
-			return "kernel", "initrd", func() { files.Add(-1) }, nil
+			return &Files{"kernel", "initrd", func() error { return nil }, func() { files.Add(-1) }}, nil
 		},
 		CPUs: 1, Memory: 256 << 20,
 		DataDisk: filepath.Join(dir, "data.img"), DataDiskSize: 1 << 30,
@@ -333,23 +333,33 @@ func TestIdle(t *testing.T) {
 func TestBootFails(t *testing.T) {
 	for name, c := range map[string]struct {
 		guest  func(context.Context, fake.Guest) error
-		kernel error
+		kernel error // of finding the files
+		ready  error // of getting them ready
 		want   string
 	}{
 		"no bundle":       {want: "no bundle here", kernel: errors.New("no bundle here")},
+		"damaged bundle":  {want: "no good", ready: errors.New("no good")},
 		"crashes":         {want: `stage "agent"`, guest: func(context.Context, fake.Guest) error { return errors.New("panic") }},
 		"turns off":       {want: "turned itself off", guest: func(context.Context, fake.Guest) error { return nil }},
 		"another version": {want: "make guest", guest: guest(proto.Version+1, nil)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m, _ := newMachine(t, c.guest, func(cfg *Config) {
-				if c.kernel != nil {
-					cfg.Kernel = func() (string, string, func(), error) { return "", "", nil, c.kernel }
+				files := cfg.Kernel
+				cfg.Kernel = func() (*Files, error) {
+					if c.kernel != nil {
+						return nil, c.kernel
+					}
+					f, err := files()
+					if c.ready != nil {
+						f.Ready = func() error { return c.ready }
+					}
+					return f, err
 				}
 			})
 			for range 2 { // a failure is not remembered
 				_, err := m.Guest(t.Context())
-				if err == nil || !strings.Contains(err.Error(), c.want) {
+				if err == nil || !strings.Contains(err.Error(), c.want) || c.ready != nil && err.Error() != c.want {
 					t.Fatalf("got %v, want %q", err, c.want)
 				}
 			}

@@ -18,7 +18,7 @@ type Stage struct {
 
 // stages are one boot's, by the host's monotonic clock:
 //
-//	bundle      the files are verified, the data disk is there
+//	bundle      the files are unpacked and verified (beside the next two)
 //	process     the hypervisor runs             (vm.Config.Stage)
 //	devices     it is connected to our devices  (vm.Config.Stage)
 //	kernel      the console's first byte        (vm.Config.Stage)

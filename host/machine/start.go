@@ -1,10 +1,12 @@
 package machine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -35,15 +37,21 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 	m.mu.Lock()
 	m.stages = st
 	m.mu.Unlock()
-	image, initrd, release, err := m.cfg.Kernel()
+	files, err := m.cfg.Kernel()
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer files.Release()
+	ready := sync.OnceValue(func() error {
+		err := files.Ready()
+		if err == nil {
+			st.reached("bundle")
+		}
+		return err
+	})
 	if err := m.ensureDisk(); err != nil {
 		return nil, err
 	}
-	st.reached("bundle")
 	console, err := openConsole(m.cfg.ConsoleLog)
 	if err != nil {
 		return nil, err
@@ -55,7 +63,7 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 		}
 	}()
 	cfg := vm.Config{
-		Kernel: image, Initrd: initrd, Cmdline: kernel.Cmdline, CPUs: m.cfg.CPUs, Memory: m.cfg.Memory,
+		Kernel: files.Kernel, Initrd: files.Initrd, Ready: ready, Cmdline: kernel.Cmdline, CPUs: m.cfg.CPUs, Memory: m.cfg.Memory,
 		Disks:   []vm.Disk{{Path: m.cfg.DataDisk, Serial: proto.DataDiskSerial}},
 		Shares:  m.cfg.Shares,
 		Console: console, Stage: st.reached, Log: m.cfg.Log,
@@ -71,7 +79,7 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 	}
 	g.vm, err = m.cfg.Driver.Boot(ctx, cfg)
 	if err != nil {
-		return nil, err
+		return nil, cmp.Or(ready(), err) // files that are no good explain what a driver says of them
 	}
 	defer func() {
 		if err != nil {

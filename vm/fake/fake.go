@@ -63,6 +63,11 @@ func (d *Driver) Boot(ctx context.Context, cfg vm.Config) (vm.Machine, error) {
 	if d.Config != nil {
 		d.Config(cfg)
 	}
+	if cfg.Ready != nil {
+		if err := cfg.Ready(); err != nil {
+			return nil, &vm.BootError{Stage: "kernel", Err: err}
+		}
+	}
 	for _, stage := range []string{"process", "kernel"} {
 		if cfg.Stage != nil {
 			cfg.Stage(stage)

@@ -26,6 +26,9 @@ type board struct {
 	// ticks, where it is not 0, is the kernel's CONFIG_HZ: with the frequency of the
 	// time stamp counter it makes lpj.
 	ticks float64
+	// copies says that QEMU copies the initramfs as it starts, where elsewhere the
+	// guest's firmware asks for it.
+	copies bool
 }
 
 // boards by GOARCH.
@@ -69,6 +72,7 @@ func boards() map[string]board {
 			console: "ttyAMA0",
 			tcgCPU:  "max,pauth-impdef=on",
 			tcgArgs: "init_on_alloc=1",
+			copies:  true,
 		},
 	}
 }
@@ -108,6 +112,9 @@ func argv(cfg vm.Config, b board, acc accelerator, hertz float64, w wires) []str
 		"-chardev", "socket,id=vsock,fd="+strconv.Itoa(w.vsock),
 		"-device", "vhost-user-vsock-pci,chardev=vsock",
 	)
+	if cfg.Ready != nil {
+		args = append(args, "-S") // the guest waits for "cont"
+	}
 	for i, s := range cfg.Shares {
 		// 1024 descriptors let the guest ask for 1 MiB at once.
 		args = append(args,

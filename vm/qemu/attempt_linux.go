@@ -19,6 +19,12 @@ func (d *Driver) attempt(ctx context.Context, cfg vm.Config, path string, b boar
 	if err := awaitDisks(ctx, cfg.Disks); err != nil {
 		return nil, &vm.BootError{Stage: "process", Err: err}
 	}
+	if cfg.Ready != nil && b.copies {
+		if err := cfg.Ready(); err != nil {
+			return nil, &vm.BootError{Stage: "process", Err: &notReadyError{err}}
+		}
+		cfg.Ready = nil
+	}
 	m, w, err := d.launch(cfg, path, b, pick)
 	if err != nil {
 		return nil, &vm.BootError{Stage: "process", Err: err}
@@ -37,6 +43,14 @@ func (d *Driver) attempt(ctx context.Context, cfg vm.Config, path string, b boar
 	}
 	m.describe = fmt.Sprintf("QEMU %s, %s", v, pick)
 	cfg.Stage("process")
+	if cfg.Ready != nil {
+		if err := cfg.Ready(); err != nil {
+			return nil, m.abandon(ctx, "kernel", path, b, &notReadyError{err})
+		}
+		if _, err := mon.execute(stage, "cont"); err != nil {
+			return nil, m.abandon(ctx, "kernel", path, b, err)
+		}
+	}
 
 	limit = kernelLimitTCG
 	if pick.accelerator == kvm {
@@ -56,6 +70,12 @@ func (d *Driver) attempt(ctx context.Context, cfg vm.Config, path string, b boar
 	go m.supervise()
 	return m, nil
 }
+
+// notReadyError is one of Config.Ready: another accelerator would not help.
+type notReadyError struct{ err error }
+
+func (e *notReadyError) Error() string { return e.err.Error() }
+func (e *notReadyError) Unwrap() error { return e.err }
 
 // launch starts QEMU and serves its devices and console.
 func (d *Driver) launch(cfg vm.Config, path string, b board, pick choice) (*machine, *wiring, error) {

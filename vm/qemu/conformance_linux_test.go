@@ -2,12 +2,15 @@ package qemu
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +53,35 @@ func boot(t testing.TB, d *Driver, cfg vm.Config) *machine {
 	}
 	t.Logf("booted %s (%s) in %s", m.(*machine).Describe(), cmp.Or(d.Arch, runtime.GOARCH), time.Since(begin).Round(time.Millisecond))
 	return m.(*machine)
+}
+
+// TestInitrdComesLate: the guest does not run before its initramfs is there.
+func TestInitrdComesLate(t *testing.T) {
+	d, cfg := testConfig(t)
+	content, err := os.ReadFile(cfg.Initrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Initrd = filepath.Join(t.TempDir(), "initrd")
+	if err := os.WriteFile(cfg.Initrd, make([]byte, len(content)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stages []string
+	cfg.Stage = func(s string) { stages = append(stages, s) }
+	cfg.Ready = func() error {
+		if slices.Contains(stages, "kernel") {
+			t.Error("the kernel ran before")
+		}
+		f, err := os.OpenFile(cfg.Initrd, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(content)
+		return errors.Join(err, f.Close())
+	}
+	m := boot(t, d, cfg)
+	defer m.Stop(context.Background())
+	listenReady(t, m)()
 }
 
 func TestConformance(t *testing.T) {

@@ -66,7 +66,7 @@ func (d *Driver) Boot(ctx context.Context, cfg vm.Config) (vm.Machine, error) {
 // bootTwice boots, and once more under TCG where pick allows it.
 func (d *Driver) bootTwice(ctx context.Context, cfg vm.Config, path string, b board, pick choice) (*machine, error) {
 	m, err := d.attempt(ctx, cfg, path, b, pick)
-	if err == nil || !pick.fallback || ctx.Err() != nil {
+	if _, notReady := errors.AsType[*notReadyError](err); err == nil || !pick.fallback || notReady || ctx.Err() != nil {
 		return m, err
 	}
 	d.logger(cfg).Warn("boot under KVM failed; trying without", "err", err)

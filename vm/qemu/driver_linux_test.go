@@ -99,6 +99,27 @@ func TestBootRetries(t *testing.T) {
 	}
 }
 
+// TestBootNotReady: files that are no good end a boot, with every accelerator.
+func TestBootNotReady(t *testing.T) {
+	leaks := watchLeaks(t)
+	body := `for a; do [ "$a" = -S ] && waits=1; done; [ "$waits" ] || exit 1; ` + speak(new7) + `read -r line <&3; echo "got $line" >&4; exec sleep 60`
+	d := &Driver{Binary: script(t, body), processLimit: 10 * time.Second, kernelLimit: 10 * time.Second}
+	boom := errors.New("boom")
+	asked := 0
+	var console strings.Builder
+	_, err := d.bootTwice(t.Context(), vm.Config{
+		Kernel: "/none", Initrd: "/none", CPUs: 1, Memory: 64 << 20, Console: &console, Stage: func(string) {},
+		Ready: func() error { asked++; return boom },
+	}, d.Binary, boards()[runtime.GOARCH], choice{accelerator: kvm, fallback: true})
+	if !errors.Is(err, boom) || asked != 1 {
+		t.Errorf("error %v, want %v; asked %d times", err, boom, asked)
+	}
+	if console.Len() > 0 {
+		t.Errorf("QEMU %s", console.String())
+	}
+	leaks()
+}
+
 func TestBootCancelled(t *testing.T) {
 	leaks := watchLeaks(t)
 	boom := errors.New("boom")

@@ -82,6 +82,11 @@ func configuration(cfg vm.Config, h *handles) (*vz.VirtualMachineConfiguration, 
 	if cfg.Cmdline != "" {
 		cmdline += " " + cfg.Cmdline
 	}
+	if cfg.Ready != nil { // the framework wants whole files
+		if err := cfg.Ready(); err != nil {
+			return nil, err
+		}
+	}
 	loader, err := vz.NewLinuxBootLoader(cfg.Kernel, vz.WithCommandLine(cmdline), vz.WithInitrd(cfg.Initrd))
 	if err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
