@@ -19,8 +19,9 @@ const idleLayers = 128
 // layers mounts image layers, each once for all containers that use it. They
 // stay mounted for the next container; the least recently used goes first.
 type layers struct {
-	images string // EROFS files
-	dir    string // where they are mounted, by the same name
+	images string       // EROFS files
+	dir    string       // where they are mounted, by the same name
+	init   func() error // makes the one that lies under all others
 
 	mu   sync.Mutex
 	all  map[string]*layer
@@ -35,7 +36,7 @@ type layer struct {
 }
 
 func newLayers(images, dir string) *layers {
-	return &layers{images: images, dir: dir, all: map[string]*layer{}}
+	return &layers{images: images, dir: dir, init: sync.OnceValue(makeInitLayer), all: map[string]*layer{}}
 }
 
 // acquire mounts layers, all at once, and returns their paths in the same

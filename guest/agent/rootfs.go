@@ -27,7 +27,22 @@ type rootfs struct {
 	ephemeral bool
 }
 
-// emptyLayer stands in for the layers of an image that has none.
+// initLayer lies under the layers of every image: what programs find in each of
+// Docker's containers, and what the runtime mounts something on. So an image's own
+// goes before it, and a start need not write what is missing. (Docker's lies above,
+// with as much.)
+const initLayer = boot.RunDir + "/init"
+
+// mountPoints are what is in initLayer, with type and mode. A link leads to the
+// table of mounts, by its old name.
+var mountPoints = map[string]fs.FileMode{
+	"/.dockerenv": 0o755, "/dev": fs.ModeDir | 0o755, "/dev/console": 0o755, "/dev/mqueue": fs.ModeDir | 0o755,
+	"/dev/pts": fs.ModeDir | 0o755, "/dev/shm": fs.ModeDir | 0o755, "/etc": fs.ModeDir | 0o755, "/etc/hostname": 0o755,
+	"/etc/hosts": 0o755, "/etc/mtab": fs.ModeSymlink, "/etc/resolv.conf": 0o755, "/proc": fs.ModeDir | 0o755,
+	"/sys": fs.ModeDir | 0o755,
+}
+
+// emptyLayer has nothing in it.
 const emptyLayer = boot.RunDir + "/empty"
 
 // root is where the container's root is mounted.
@@ -42,67 +57,46 @@ func (r *rootfs) mount() (err error) {
 		}
 	}()
 	upper, work := filepath.Join(r.data, "upper"), filepath.Join(r.data, "work")
-	for _, d := range []string{emptyLayer, r.root(), work} {
+	for _, d := range []string{r.root(), work, upper} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
 	}
-	err = os.Mkdir(upper, 0o755)
-	fresh := err == nil
-	if err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := r.layers.init(); err != nil {
 		return err
 	}
 	paths, err := r.layers.acquire(r.names)
 	if err != nil {
 		return err
 	}
-	if len(paths) == 0 {
-		paths = []string{emptyLayer}
-	}
+	paths = append([]string{initLayer}, paths...)
 	if err := mountOverlay(r.root(), paths, upper, work, r.ephemeral); err != nil {
-		r.layers.release(r.names)
-		return err
-	}
-	if !fresh {
-		return nil
-	}
-	if err := mark(r.root()); err != nil {
-		err = errors.Join(err, unix.Unmount(r.root(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
 		r.layers.release(r.names)
 		return err
 	}
 	return nil
 }
 
-// mark puts into a new root what programs find in Docker's containers: the file
-// by which they know that they are in one, and the table of mounts by its old name.
-// An image's own are left alone, and its links not followed.
-func mark(root string) error {
-	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &fs.PathError{Op: "open", Path: root, Err: err}
-	}
-	defer unix.Close(dir)
-	fd, err := unix.Openat(dir, ".dockerenv", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o755)
-	if err == nil {
-		err = unix.Close(fd)
-	}
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("make /.dockerenv: %w", err)
-	}
-	if err := unix.Mkdirat(dir, "etc", 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("make /etc: %w", err)
-	}
-	etc, err := unix.Openat(dir, "etc", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil // not for us to say what that is
-	}
-	if err != nil {
-		return fmt.Errorf("open /etc: %w", err)
-	}
-	defer unix.Close(etc)
-	if err := unix.Symlinkat("/proc/mounts", etc, "mtab"); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("make /etc/mtab: %w", err)
+// makeInitLayer makes initLayer. Idempotent.
+func makeInitLayer() error {
+	for path, mode := range mountPoints {
+		path = filepath.Join(initLayer, path)
+		var err error
+		switch mode.Type() {
+		case fs.ModeDir:
+			err = os.MkdirAll(path, mode.Perm())
+		case fs.ModeSymlink:
+			if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
+				err = os.Symlink("/proc/mounts", path)
+			}
+		default:
+			if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
+				err = os.WriteFile(path, nil, mode)
+			}
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
 	}
 	return nil
 }

@@ -225,12 +225,11 @@ func (s *Service) Changes(ctx context.Context, req *proto.ChangesRequest) (*prot
 	return res, nil
 }
 
-// mountPoints are what the runtime makes in a root for its own mounts, as
-// Docker's init layer does.
-var mountPoints = map[string]bool{
-	"/.dockerenv": true, "/dev": true, "/dev/console": true, "/dev/mqueue": true, "/dev/pts": true, "/dev/shm": true,
-	"/etc": true, "/etc/hostname": true, "/etc/hosts": true, "/etc/mtab": true, "/etc/resolv.conf": true,
-	"/proc": true, "/sys": true,
+// hidden says that a path is not told as a change: what is in initLayer, as what is
+// in Docker's.
+func hidden(path string) bool {
+	_, ok := mountPoints[path]
+	return ok
 }
 
 // withLayer does something with a container's writable layer, and with what it
@@ -268,7 +267,7 @@ func (s *Service) withLayer(files *proto.Files, do func(*transfer, *archive.Laye
 		s.logError(errors.Join(lower.Close(), unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW), os.Remove(dir)))
 		s.layers.release(files.Layers)
 	}()
-	return do(t, &archive.Layer{Upper: upper, Lower: lower, Hidden: func(path string) bool { return mountPoints[path] }})
+	return do(t, &archive.Layer{Upper: upper, Lower: lower, Hidden: hidden})
 }
 
 func (s *Service) mountLower(names []string) (_ *archive.Root, dir string, err error) {
