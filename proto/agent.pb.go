@@ -466,6 +466,8 @@ type StartRequest struct {
 	//     source "container:ID" that of another container;
 	//   - a network, ipc or pid namespace with the path "container:ID" is that of
 	//     another container, which must be running.
+	//
+	// Its linux.seccomp is apart.
 	Spec []byte `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Names of EROFS files in the share ShareImages, bottom layer first.
 	Layers []string `protobuf:"bytes,3,rep,name=layers,proto3" json:"layers,omitempty"`
@@ -491,7 +493,10 @@ type StartRequest struct {
 	// Devices of the guest that the container gets.
 	Devices []*Device `protobuf:"bytes,20,rep,name=devices,proto3" json:"devices,omitempty"`
 	// The container gets all of the guest's devices (docker run --privileged).
-	AllDevices    bool `protobuf:"varint,21,opt,name=all_devices,json=allDevices,proto3" json:"all_devices,omitempty"`
+	AllDevices bool `protobuf:"varint,21,opt,name=all_devices,json=allDevices,proto3" json:"all_devices,omitempty"`
+	// The spec's linux.seccomp, as JSON; empty: no filter. Most containers have the
+	// same one, which the agent reads once.
+	Seccomp       []byte `protobuf:"bytes,22,opt,name=seccomp,proto3" json:"seccomp,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -622,6 +627,13 @@ func (x *StartRequest) GetAllDevices() bool {
 		return x.AllDevices
 	}
 	return false
+}
+
+func (x *StartRequest) GetSeccomp() []byte {
+	if x != nil {
+		return x.Seccomp
+	}
+	return nil
 }
 
 // Device is a device node of the guest, or a directory of them.
@@ -3881,7 +3893,7 @@ const file_agent_proto_rawDesc = "" +
 	"\tBootStage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vuptime_nano\x18\x02 \x01(\x03R\n" +
-	"uptimeNano\"\x91\x05\n" +
+	"uptimeNano\"\xab\x05\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12\x16\n" +
@@ -3898,7 +3910,8 @@ const file_agent_proto_rawDesc = "" +
 	"\tpublished\x18\f \x03(\v2\x1a.sampan.agent.v1.PublishedR\tpublished\x121\n" +
 	"\adevices\x18\x14 \x03(\v2\x17.sampan.agent.v1.DeviceR\adevices\x12\x1f\n" +
 	"\vall_devices\x18\x15 \x01(\bR\n" +
-	"allDevices\x1a8\n" +
+	"allDevices\x12\x18\n" +
+	"\aseccomp\x18\x16 \x01(\fR\aseccomp\x1a8\n" +
 	"\n" +
 	"FilesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

@@ -32,7 +32,7 @@ package proto
 
 // Version of the protocol. It changes with every incompatible change to
 // agent.proto or to the streams.
-const Version = 9
+const Version = 10
 
 // vsock ports. The numbers are ours; 1024 is the first unprivileged one.
 const (

@@ -78,7 +78,7 @@ func run(log *slog.Logger) error {
 	streams := agent.NewStreams(log)
 	svc := agent.New(agent.Config{
 		Runtime: rt, Children: kids, Streams: streams, DialHost: dialHost,
-		Stages: guest.Stages, Away: guest.Home.Away, DataDisk: guest.DataDisk, Later: guest.Later, Build: build, Log: log,
+		Stages: guest.Stages, Away: guest.Home.Away, Settle: guest.Home.Settle, DataDisk: guest.DataDisk, Later: guest.Later, Build: build, Log: log,
 	})
 	// The host may open streams as soon as it has the control connection.
 	ln, err := listenStreams(proto.PortStream)
@@ -114,7 +114,6 @@ func run(log *slog.Logger) error {
 		return fmt.Errorf("connect to the host: %w", err)
 	}
 	guest.Reached(proto.StageConnected)
-	log.Info("ready", "uptime", boot.Uptime(), "data", guest.DataDisk)
 	return serve(svc, conn)
 }
 

@@ -76,7 +76,7 @@ func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.St
 		}
 		return nil, failed("", err)
 	}
-	go s.prepareNext()
+	time.AfterFunc(settleIn, s.prepareNext)
 	return &proto.StartResponse{Pid: int32(pid)}, nil
 }
 
@@ -98,9 +98,18 @@ func diskFailed() error {
 	return nil
 }
 
+// settleIn is what a new process has for itself before the next one's is prepared:
+// the time in which it reads itself in.
+const settleIn = 50 * time.Millisecond
+
 // prepareNext makes ready for the next Start and Exec.
-func (s *Service) prepareNext() {
-	if err := s.cfg.Runtime.Reserve(); err != nil {
+func (s *Service) prepareNext() { s.reserved(s.cfg.Runtime.Reserve()) }
+
+// prepareFirst makes ready for the first Start.
+func (s *Service) prepareFirst() { s.reserved(s.cfg.Runtime.ReserveCreate()) }
+
+func (s *Service) reserved(err error) {
+	if err != nil {
 		s.cfg.Log.Warn("no process in reserve: " + err.Error())
 	}
 }
@@ -183,7 +192,7 @@ func (s *Service) start(ctx context.Context, c *container, req *proto.StartReque
 	streams := s.cfg.Streams.await(ctx, req.Id, "", streamNames(req.Streams))
 	undo.add(streams.close)
 	cfg := runtime.Config{
-		ID: c.id, Spec: spec, Rootfs: root.root(), Init: req.Init,
+		ID: c.id, Spec: spec, Seccomp: req.Seccomp, Rootfs: root.root(), Init: req.Init,
 		Prepare: func() error {
 			if err := root.mount(); err != nil {
 				return err

@@ -35,6 +35,9 @@ type Config struct {
 	// Later ends when the boot has loaded what only networks need; the first
 	// container with one waits for it.
 	Later func() error
+	// Settle is called once, when all is done that Configure has begun and the next
+	// Start may need. Optional.
+	Settle func()
 	// Away lets the agent run on every processor until back is called (boot.Home).
 	// Optional.
 	Away func() (back func())
@@ -100,18 +103,17 @@ func (s *Service) Configure(_ context.Context, req *proto.ConfigureRequest) (*pr
 	}
 	s.network = net
 	// The firewall needs modules that are still being loaded.
-	s.later = sync.OnceValue(func() error {
-		err := errors.Join(s.cfg.Later(), net.Allow())
-		if err := net.Exercise(); err != nil {
-			s.cfg.Log.Warn(err.Error())
-		}
-		return err
-	})
-	go func() {
+	s.later = sync.OnceValue(func() error { return errors.Join(s.cfg.Later(), net.Allow()) })
+	var begun sync.WaitGroup
+	begun.Go(func() {
 		if err := s.later(); err != nil {
 			s.cfg.Log.Error("containers get no network: " + err.Error())
 		}
-	}()
+	})
+	begun.Go(s.prepareFirst)
+	if s.cfg.Settle != nil {
+		go func() { begun.Wait(); s.cfg.Settle() }()
+	}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return nil, failed("uname", err)
@@ -123,7 +125,6 @@ func (s *Service) Configure(_ context.Context, req *proto.ConfigureRequest) (*pr
 	for _, st := range s.cfg.Stages() {
 		res.Stages = append(res.Stages, &proto.BootStage{Name: st.Name, UptimeNano: int64(st.Uptime)})
 	}
-	go s.prepareNext()
 	return res, nil
 }
 

@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"sampan/guest/network"
 )
 
 // Paths that the rest of the guest builds on (docs/architecture.md).
@@ -148,7 +150,7 @@ func (g *Guest) modules() error {
 		return err
 	}
 	if len(off) > 0 {
-		if err := g.Home.settle(); err != nil {
+		if err := g.Home.moveIn(); err != nil {
 			return err
 		}
 	}
@@ -158,6 +160,10 @@ func (g *Guest) modules() error {
 			g.lerr = setSysctls("/proc/sys", lateSysctls) // there only now
 		}
 		if err := processors(off); err != nil {
+			g.log.Warn(err.Error())
+		}
+		g.Home.hurry(1 + len(off))
+		if err := network.Exercise(); err != nil {
 			g.log.Warn(err.Error())
 		}
 	}()

@@ -73,21 +73,53 @@ func onlineCPUs(files []string) error {
 // 20 µs as long as there is something to do, and there each look costs more than
 // that. With a timer slack of 1 ms the kernel lets it sleep for as long.
 //
+// The boot itself is in a hurry, and has things to do side by side: from the moment
+// that there are more processors it uses them, until Settle.
+//
 // The zero Home leaves the process as the kernel wants it.
 type Home struct {
 	mu   sync.Mutex
 	is   bool
 	away int
+	back func() // from the boot's stay away; nil when it has not begun, or is over
 }
 
-// settle is for a time when no other processor is up.
-func (h *Home) settle() error {
+// moveIn is for a time when no other processor is up.
+func (h *Home) moveIn() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.is = true
 	return errors.Join(allow(firstCPU), eachThread(func(tid int) error {
 		return os.WriteFile(fmt.Sprintf("/proc/%d/timerslack_ns", tid), []byte(strconv.Itoa(homeSlack)), 0)
 	}))
+}
+
+// hurry lets the process run on all of n processors, Go's code included, until
+// Settle.
+func (h *Home) hurry(n int) {
+	back := h.Away()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.is {
+		return
+	}
+	one := runtime.GOMAXPROCS(n)
+	h.back = func() {
+		runtime.GOMAXPROCS(one)
+		back()
+	}
+}
+
+// Settle is for the end of the boot, when nothing is left to be done in a hurry.
+// Idempotent.
+func (h *Home) Settle() {
+	h.mu.Lock()
+	back := h.back
+	h.back = nil
+	h.mu.Unlock()
+	if back != nil {
+		back()
+	}
 }
 
 // Timer slack, in nanoseconds (PR_SET_TIMERSLACK in prctl(2)).
@@ -153,17 +185,17 @@ func eachThread(do func(tid int) error) error {
 	// After a round without a new thread there is none that is missed.
 	seen := map[string]bool{}
 	for again := true; again; {
-		tasks, err := os.ReadDir("/proc/self/task")
+		tasks, err := names("/proc/self/task")
 		if err != nil {
 			return fmt.Errorf("settle on a processor: %w", err)
 		}
 		again = false
 		for _, t := range tasks {
-			if seen[t.Name()] {
+			if seen[t] {
 				continue
 			}
-			seen[t.Name()], again = true, true
-			tid, err := strconv.Atoi(t.Name())
+			seen[t], again = true, true
+			tid, err := strconv.Atoi(t)
 			if err == nil {
 				err = do(tid)
 			}
@@ -174,6 +206,16 @@ func eachThread(do func(tid int) error) error {
 		}
 	}
 	return nil
+}
+
+// names of what is in a folder, in no order.
+func names(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
 }
 
 // holdQuota has the kernel patch its scheduler for processor quotas (--cpus),

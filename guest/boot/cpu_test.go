@@ -86,7 +86,7 @@ func TestHome(t *testing.T) {
 	var h Home
 	h.Away()()
 	check("before all", own.Count())
-	if err := h.settle(); err != nil {
+	if err := h.moveIn(); err != nil {
 		t.Fatal(err)
 	}
 	check("settled,", 1)
@@ -109,6 +109,32 @@ func TestHome(t *testing.T) {
 	check("with one still away,", own.Count())
 	second()
 	check("back,", 1)
+
+	procs := runtime.GOMAXPROCS(1)
+	defer runtime.GOMAXPROCS(procs)
+	h.hurry(2)
+	check("in a hurry,", own.Count())
+	if n := runtime.GOMAXPROCS(0); n != 2 {
+		t.Errorf("in a hurry Go uses %d processors, want 2", n)
+	}
+	h.Settle()
+	h.Settle() // once is enough
+	check("after the boot,", 1)
+	if n := runtime.GOMAXPROCS(0); n != 1 {
+		t.Errorf("after the boot Go uses %d processors, want 1", n)
+	}
+}
+
+// TestHomeless: where every processor was there from the beginning, nothing is
+// changed.
+func TestHomeless(t *testing.T) {
+	procs := runtime.GOMAXPROCS(0)
+	var h Home
+	h.hurry(procs + 1)
+	if n := runtime.GOMAXPROCS(0); n != procs {
+		t.Errorf("Go uses %d processors, want %d", n, procs)
+	}
+	h.Settle()
 }
 
 func TestHoldQuota(t *testing.T) {

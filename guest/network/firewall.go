@@ -2,6 +2,7 @@ package network
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -50,6 +51,11 @@ type policy struct {
 	// or loopback goes to a container.
 	ports    map[portKey]netip.AddrPort
 	gateways []netip.Addr
+}
+
+func (p *policy) equal(o *policy) bool {
+	return p.uplink == o.uplink && slices.Equal(p.internal, o.internal) && maps.Equal(p.ports, o.ports) &&
+		slices.Equal(p.gateways, o.gateways)
 }
 
 // portMap is a map of the table: a port of one protocol to where it leads.

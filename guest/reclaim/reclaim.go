@@ -78,10 +78,6 @@ func (s sample) quiet(next sample) bool {
 
 // Run works until ctx ends. An error is one of reading the cgroups' files.
 func (r *Reclaimer) Run(ctx context.Context) error {
-	var err error
-	if r.last, err = r.sample(time.Now()); err != nil {
-		return err
-	}
 	t := time.NewTicker(interval)
 	defer t.Stop()
 	for {
@@ -102,7 +98,7 @@ func (r *Reclaimer) look(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	quiet := r.last.quiet(s)
+	quiet := !r.last.at.IsZero() && r.last.quiet(s) // nothing is known of the time before the first look
 	r.last = s
 	if !quiet {
 		r.quiet, r.pause = 0, time.Time{}

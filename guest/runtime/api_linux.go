@@ -28,6 +28,9 @@ type Config struct {
 	// are additional groups that follow it, each on its own line;
 	// every mount must be one that the kernel knows (no "host", no "volume").
 	Spec *specs.Spec
+	// Seccomp is the spec's Linux.Seccomp as JSON, and goes before it. Given so, a
+	// filter that another container has had is not read again. Optional.
+	Seccomp []byte
 	// Rootfs is the mounted root. Required. The caller unmounts it, after
 	// Destroy.
 	Rootfs string

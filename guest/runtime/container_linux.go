@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -21,6 +22,8 @@ type Container struct {
 	spec   *specs.Spec
 	cgroup *cgroup
 	first  *Process
+	// seccomp is the filter's source, for Exec.
+	seccomp []byte
 }
 
 // Create makes a container: its cgroup, its namespaces and its first process,
@@ -33,7 +36,13 @@ func (r *Runtime) Create(ctx context.Context, cfg Config, stdio Stdio) (*Contain
 	if cfg.Spec == nil || cfg.Spec.Process == nil || cfg.Spec.Linux == nil {
 		return nil, fmt.Errorf("container %s: spec without process or linux", cfg.ID)
 	}
-	c := &Container{r: r, id: cfg.ID, rootfs: cfg.Rootfs, spec: cfg.Spec}
+	if filter := cfg.Spec.Linux.Seccomp; filter != nil && cfg.Seccomp == nil {
+		var err error
+		if cfg.Seccomp, err = json.Marshal(filter); err != nil {
+			return nil, fmt.Errorf("container %s: seccomp: %w", cfg.ID, err)
+		}
+	}
+	c := &Container{r: r, id: cfg.ID, rootfs: cfg.Rootfs, spec: cfg.Spec, seccomp: cfg.Seccomp}
 	s, network, err := r.createShell(cfg, stdio)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", cfg.ID, err)
@@ -146,7 +155,7 @@ func (r *Runtime) createPlan(plan *stage2.Plan, cfg Config, stdio Stdio, extra *
 	if err != nil {
 		return err
 	}
-	if plan.Process, err = r.process(spec.Process, spec.Linux.Seccomp, files, stdio); err != nil {
+	if plan.Process, err = r.process(spec.Process, cfg.Seccomp, files, stdio); err != nil {
 		return err
 	}
 	if cfg.Init && plan.PidFD != 0 {
@@ -222,8 +231,9 @@ func namespacePlan(list []specs.LinuxNamespace, plan *stage2.Plan, extra *descri
 	return flags, nil
 }
 
-// process is the plan of a process, with its seccomp filter and streams.
-func (r *Runtime) process(p *specs.Process, filter *specs.LinuxSeccomp, files userFiles, stdio Stdio) (stage2.Process, error) {
+// process is the plan of a process, with its seccomp filter, given as JSON, and
+// streams.
+func (r *Runtime) process(p *specs.Process, filter []byte, files userFiles, stdio Stdio) (stage2.Process, error) {
 	plan, err := processPlan(p, r.lastCap, files)
 	if err != nil {
 		return plan, err

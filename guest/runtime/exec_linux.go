@@ -38,7 +38,7 @@ func (c *Container) Exec(ctx context.Context, spec *specs.Process, stdio Stdio) 
 		PidFD:    pidfd,
 		CgroupFD: extra.add(dir),
 	}
-	if plan.Process, err = c.r.process(spec, c.spec.Linux.Seccomp, files, stdio); err != nil {
+	if plan.Process, err = c.r.process(spec, c.seccomp, files, stdio); err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.id, err)
 	}
 	sh, reserved, err := c.r.shellFor(0)

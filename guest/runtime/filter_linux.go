@@ -1,7 +1,6 @@
 package runtime
 
 import (
-	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	goruntime "runtime"
@@ -12,11 +11,11 @@ import (
 	"sampan/guest/runtime/seccomp"
 )
 
-// filterCache keeps compiled seccomp filters by the hash of their source. The
-// zero filterCache is empty.
+// filterCache keeps compiled seccomp filters by their source, JSON. The zero
+// filterCache is empty.
 type filterCache struct {
 	mu      sync.Mutex
-	filters map[[sha256.Size]byte]filter
+	filters map[string]filter
 }
 
 type filter struct {
@@ -26,33 +25,34 @@ type filter struct {
 
 var nativeArch = map[string]specs.Arch{"amd64": specs.ArchX86_64, "arm64": specs.ArchAARCH64}
 
-// compile is the program of a filter, from the cache if it was there before.
-func (f *filterCache) compile(s *specs.LinuxSeccomp) ([]byte, uint, error) {
-	if s == nil {
+// compile is the program of a filter (a specs.LinuxSeccomp as JSON; empty: none),
+// from the cache if it was there before.
+func (f *filterCache) compile(source []byte) ([]byte, uint, error) {
+	if len(source) == 0 {
 		return nil, 0, nil
 	}
-	text, err := json.Marshal(s)
-	if err != nil {
-		return nil, 0, err
-	}
-	hash := sha256.Sum256(text)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if known, ok := f.filters[hash]; ok {
+	if known, ok := f.filters[string(source)]; ok {
 		return known.code, known.flags, nil
+	}
+	var profile specs.LinuxSeccomp
+	if err := json.Unmarshal(source, &profile); err != nil {
+		return nil, 0, fmt.Errorf("seccomp: %w", err)
 	}
 	native, ok := nativeArch[goruntime.GOARCH]
 	if !ok {
 		return nil, 0, fmt.Errorf("seccomp on %s: not supported", goruntime.GOARCH)
 	}
 	var made filter
-	if made.code, made.flags, err = seccomp.Compile(s, native); err != nil {
+	var err error
+	if made.code, made.flags, err = seccomp.Compile(&profile, native); err != nil {
 		return nil, 0, err
 	}
-	const most = 64 // filters; a new profile each run must not fill the memory
+	const most = 16 // filters; a new profile each run must not fill the memory
 	if f.filters == nil || len(f.filters) >= most {
-		f.filters = map[[sha256.Size]byte]filter{}
+		f.filters = map[string]filter{}
 	}
-	f.filters[hash] = made
+	f.filters[string(source)] = made
 	return made.code, made.flags, nil
 }

@@ -47,7 +47,15 @@ func rootPlan(root *stage2.Root, spec *specs.Spec) error {
 		// Both separators are allowed, as in sysctl(8): the first decides.
 		file := key
 		if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '.' {
-			file = strings.NewReplacer(".", "/", "/", ".").Replace(key)
+			file = strings.Map(func(c rune) rune {
+				switch c {
+				case '.':
+					return '/'
+				case '/':
+					return '.'
+				}
+				return c
+			}, key)
 		}
 		root.Sysctls = append(root.Sysctls, stage2.Sysctl{Path: file, Value: linux.Sysctl[key]})
 	}

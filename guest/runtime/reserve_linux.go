@@ -110,9 +110,15 @@ func (r *reserve) close() error {
 // work without as well.
 func (r *Runtime) Reserve() error {
 	return errors.Join(
-		r.creates.fill(func() (*shell, error) { return r.newShell(commonFlags, r.opts.Mounts...) }),
+		r.ReserveCreate(),
 		r.execs.fill(func() (*shell, error) { return r.newShell(0) }),
 	)
+}
+
+// ReserveCreate is Reserve for the next Create alone: when there is no container
+// yet, that is what comes first.
+func (r *Runtime) ReserveCreate() error {
+	return r.creates.fill(func() (*shell, error) { return r.newShell(commonFlags, r.opts.Mounts...) })
 }
 
 // Close ends what is in reserve, for good.

@@ -245,6 +245,12 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 	if spec.Process.ConsoleSize != nil {
 		req.Size = &proto.TerminalSize{Rows: uint32(spec.Process.ConsoleSize.Height), Columns: uint32(spec.Process.ConsoleSize.Width)}
 	}
+	if filter := spec.Linux.Seccomp; filter != nil {
+		spec.Linux.Seccomp = nil
+		if req.Seccomp, err = json.Marshal(filter); err != nil {
+			return nil, err
+		}
+	}
 	if req.Spec, err = json.Marshal(spec); err != nil {
 		return nil, err
 	}
