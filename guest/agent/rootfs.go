@@ -33,6 +33,10 @@ type rootfs struct {
 // with as much.)
 const initLayer = boot.RunDir + "/init"
 
+// maxLower is how many lower directories overlayfs takes (the kernel's
+// OVL_MAX_STACK).
+const maxLower = 500
+
 // mountPoints are what is in initLayer, with type and mode. A link leads to the
 // table of mounts, by its old name.
 var mountPoints = map[string]fs.FileMode{
@@ -69,7 +73,9 @@ func (r *rootfs) mount() (err error) {
 	if err != nil {
 		return err
 	}
-	paths = append([]string{initLayer}, paths...)
+	if len(paths) < maxLower {
+		paths = append([]string{initLayer}, paths...)
+	} // else the runtime makes what it needs in the container's own layer
 	if err := mountOverlay(r.root(), paths, upper, work, r.ephemeral); err != nil {
 		r.layers.release(r.names)
 		return err

@@ -285,9 +285,10 @@ func (s *Service) mountLower(names []string) (_ *archive.Root, dir string, err e
 		return nil, "", errors.Join(err, os.Remove(dir))
 	}
 	// Two of them, or the kernel wants a writable one.
-	paths = append([]string{emptyLayer}, paths...)
-	if len(paths) == 1 {
-		paths = append(paths, second)
+	for _, d := range []string{emptyLayer, second} {
+		if len(paths) < 2 {
+			paths = append(paths, d)
+		}
 	}
 	if err := mountOverlay(dir, paths, "", "", false); err != nil {
 		s.layers.release(names)

@@ -231,7 +231,7 @@ func TestBootOnce(t *testing.T) {
 	for _, st := range s.Boot {
 		names = append(names, st.Name)
 	}
-	if got := strings.Join(names, " "); got != "bundle process kernel agent configured" {
+	if got := strings.Join(names, " "); got != "bundle process verified kernel agent configured" {
 		t.Errorf("stages: %s", got)
 	}
 	if fi, err := os.Stat(s.DataDisk); err != nil || fi.Size() != 1<<30 {
@@ -383,7 +383,7 @@ func TestSecondChance(t *testing.T) {
 	if n := boots.Load(); n != 2 {
 		t.Errorf("%d boots", n)
 	}
-	if s := m.Status(t.Context()); len(s.Boot) != 5 {
+	if s := m.Status(t.Context()); len(s.Boot) != 6 {
 		t.Errorf("stages of two boots: %v", s.Boot)
 	}
 }

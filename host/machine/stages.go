@@ -18,9 +18,10 @@ type Stage struct {
 
 // stages are one boot's, by the host's monotonic clock:
 //
-//	bundle      the files are unpacked and verified (beside the next two)
+//	bundle      the files are found, the data disk is there
 //	process     the hypervisor runs             (vm.Config.Stage)
 //	devices     it is connected to our devices  (vm.Config.Stage)
+//	verified    the files are unpacked and verified, and the guest runs
 //	kernel      the console's first byte        (vm.Config.Stage)
 //	init …      what the agent tells (guest/boot), init being its first action
 //	agent       its call has arrived

@@ -65,7 +65,7 @@ func TestFirstContainer(t *testing.T) {
 			t.Errorf("after %s the last stage is %q, want %q", id, last, want)
 		}
 	}
-	if n := len(m.Status(t.Context()).Boot); n != 6 {
+	if n := len(m.Status(t.Context()).Boot); n != 7 {
 		t.Errorf("%d stages: %v", n, m.Status(t.Context()).Boot)
 	}
 }

@@ -45,13 +45,14 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 	ready := sync.OnceValue(func() error {
 		err := files.Ready()
 		if err == nil {
-			st.reached("bundle")
+			st.reached("verified")
 		}
 		return err
 	})
 	if err := m.ensureDisk(); err != nil {
 		return nil, err
 	}
+	st.reached("bundle")
 	console, err := openConsole(m.cfg.ConsoleLog)
 	if err != nil {
 		return nil, err

@@ -63,16 +63,18 @@ func (d *Driver) Boot(ctx context.Context, cfg vm.Config) (vm.Machine, error) {
 	if d.Config != nil {
 		d.Config(cfg)
 	}
+	stage := func(name string) {
+		if cfg.Stage != nil {
+			cfg.Stage(name)
+		}
+	}
+	stage("process")
 	if cfg.Ready != nil {
 		if err := cfg.Ready(); err != nil {
 			return nil, &vm.BootError{Stage: "kernel", Err: err}
 		}
 	}
-	for _, stage := range []string{"process", "kernel"} {
-		if cfg.Stage != nil {
-			cfg.Stage(stage)
-		}
-	}
+	stage("kernel")
 	plug, pull := context.WithCancel(context.Background())
 	m := &machine{pull: pull, done: make(chan struct{})}
 	m.host = &side{m: m, cid: vsock.Host, listeners: map[uint32]*listener{}}
