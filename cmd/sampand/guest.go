@@ -38,24 +38,24 @@ func (g *guest) files() (*machine.Files, error) {
 	initrd, unpacked, release, err := b.UnpackInitrd()
 	if err != nil {
 		<-verified
-		return nil, g.forget(b, cmp.Or(invalid, err)) // invalid explains the other
+		return nil, g.forgetLocked(b, cmp.Or(invalid, err)) // invalid explains the other
 	}
 	return &machine.Files{
 		Kernel: b.Kernel, Initrd: initrd,
 		Ready: func() error {
 			err := unpacked()
 			<-verified
-			return g.forget(b, cmp.Or(invalid, err))
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return g.forgetLocked(b, cmp.Or(invalid, err))
 		},
 		Release: func() { <-verified; release() },
 	}, nil
 }
 
-// forget has the next boot look for a bundle again after an error of this one,
-// which it returns.
-func (g *guest) forget(b *kernel.Bundle, err error) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+// forgetLocked has the next boot look for a bundle again after an error of this
+// one, which it returns.
+func (g *guest) forgetLocked(b *kernel.Bundle, err error) error {
 	if err != nil && g.bundle == b {
 		b.Release()
 		g.bundle = nil
