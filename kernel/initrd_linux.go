@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -9,7 +10,7 @@ import (
 
 // UnpackInitrd makes a file in memory of the initramfs as the kernel is to get
 // it. The file has its size at once, and its content when ready returns, which may
-// be called often. Its name is good for this process and its children, until
+// be called more than once. Its name is good for this process and its children, until
 // release.
 //
 // Hazard: QEMU maps the file and keeps the mapping; the guest's firmware copies
@@ -34,6 +35,9 @@ func (b *Bundle) UnpackInitrd() (path string, ready func() error, release func()
 	go func() {
 		defer close(done)
 		failed = b.unpack(f)
+		if n, err := f.Seek(0, io.SeekCurrent); failed == nil && (err != nil || n != size) {
+			failed = fmt.Errorf("guest bundle: unpack %s: it has %d bytes, and says %d (%v): run `make guest`", InitrdFile, n, size, err)
+		}
 	}()
 	ready = func() error {
 		<-done // bounded: maxInitrd

@@ -56,9 +56,9 @@ const ModuleList = "/lib/modules/load"
 // configuration has it: given to everybody they double the agent's memory. The
 // agent is the first to run, so it can't be the one to set this. No device here
 // needs bounce buffers (swiotlb), 64 MiB where the guest has memory above 4 GiB.
-// The table of connections, which a kernel without modules sizes by the memory, is
-// gone through as a whole every now and then (65,536 chains with 2 GiB), already in
-// the boot.
+// The table of connections is gone through as a whole every now and then, already
+// in the boot, and has 65,536 chains with 2 GiB: where it is no module it gets fewer
+// (with as many connections as the guest allows, a chain has 32).
 const Cmdline = "transparent_hugepage=madvise swiotlb=noforce nf_conntrack.hashsize=16384"
 
 // Manifest describes a bundle (manifest.json).

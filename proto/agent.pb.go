@@ -467,7 +467,7 @@ type StartRequest struct {
 	//   - a network, ipc or pid namespace with the path "container:ID" is that of
 	//     another container, which must be running.
 	//
-	// Its linux.seccomp is apart.
+	// Without linux.seccomp, which is the field seccomp.
 	Spec []byte `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Names of EROFS files in the share ShareImages, bottom layer first.
 	Layers []string `protobuf:"bytes,3,rep,name=layers,proto3" json:"layers,omitempty"`

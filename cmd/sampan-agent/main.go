@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"runtime/debug"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	"github.com/mdlayher/vsock"
@@ -75,10 +76,14 @@ func run(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	var settleIn time.Duration
+	if guest.Home.Stays() { // to prepare a process takes as long as the new one takes to read itself in
+		settleIn = 50 * time.Millisecond
+	}
 	streams := agent.NewStreams(log)
 	svc := agent.New(agent.Config{
 		Runtime: rt, Children: kids, Streams: streams, DialHost: dialHost,
-		Stages: guest.Stages, Away: guest.Home.Away, Settle: guest.Home.Settle, DataDisk: guest.DataDisk, Later: guest.Later, Build: build, Log: log,
+		Stages: guest.Stages, Away: guest.Home.Away, Settle: guest.Home.Settle, SettleIn: settleIn, DataDisk: guest.DataDisk, Later: guest.Later, Build: build, Log: log,
 	})
 	// The host may open streams as soon as it has the control connection.
 	ln, err := listenStreams(proto.PortStream)

@@ -76,7 +76,7 @@ func (s *Service) Start(ctx context.Context, req *proto.StartRequest) (*proto.St
 		}
 		return nil, failed("", err)
 	}
-	time.AfterFunc(settleIn, s.prepareNext)
+	time.AfterFunc(s.cfg.SettleIn, s.prepareNext) // without effect once the runtime is closed
 	return &proto.StartResponse{Pid: int32(pid)}, nil
 }
 
@@ -97,10 +97,6 @@ func diskFailed() error {
 	}
 	return nil
 }
-
-// settleIn is what a new process has for itself before the next one's is prepared:
-// the time in which it reads itself in.
-const settleIn = 50 * time.Millisecond
 
 // prepareNext makes ready for the next Start and Exec.
 func (s *Service) prepareNext() { s.reserved(s.cfg.Runtime.Reserve()) }

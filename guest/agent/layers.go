@@ -19,9 +19,11 @@ const idleLayers = 128
 // layers mounts image layers, each once for all containers that use it. They
 // stay mounted for the next container; the least recently used goes first.
 type layers struct {
-	images string       // EROFS files
-	dir    string       // where they are mounted, by the same name
-	init   func() error // makes the one that lies under all others
+	images string // EROFS files
+	dir    string // where they are mounted, by the same name
+
+	initMu sync.Mutex
+	inited bool // the one that lies under all others is there
 
 	mu   sync.Mutex
 	all  map[string]*layer
@@ -36,7 +38,19 @@ type layer struct {
 }
 
 func newLayers(images, dir string) *layers {
-	return &layers{images: images, dir: dir, init: sync.OnceValue(makeInitLayer), all: map[string]*layer{}}
+	return &layers{images: images, dir: dir, all: map[string]*layer{}}
+}
+
+// init makes the layer that lies under all others, unless it is there.
+func (l *layers) init() error {
+	l.initMu.Lock()
+	defer l.initMu.Unlock()
+	if l.inited {
+		return nil
+	}
+	err := makeInitLayer()
+	l.inited = err == nil
+	return err
 }
 
 // acquire mounts layers, all at once, and returns their paths in the same

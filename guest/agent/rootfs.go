@@ -30,15 +30,15 @@ type rootfs struct {
 // initLayer lies under the layers of every image: what programs find in each of
 // Docker's containers, and what the runtime mounts something on. So an image's own
 // goes before it, and a start need not write what is missing. (Docker's lies above,
-// with as much.)
+// with what the image lacks.)
 const initLayer = boot.RunDir + "/init"
 
 // maxLower is how many lower directories overlayfs takes (the kernel's
 // OVL_MAX_STACK).
 const maxLower = 500
 
-// mountPoints are what is in initLayer, with type and mode. A link leads to the
-// table of mounts, by its old name.
+// mountPoints are what is in initLayer, with type and mode. The only link leads to
+// /proc/mounts.
 var mountPoints = map[string]fs.FileMode{
 	"/.dockerenv": 0o755, "/dev": fs.ModeDir | 0o755, "/dev/console": 0o755, "/dev/mqueue": fs.ModeDir | 0o755,
 	"/dev/pts": fs.ModeDir | 0o755, "/dev/shm": fs.ModeDir | 0o755, "/etc": fs.ModeDir | 0o755, "/etc/hostname": 0o755,
@@ -61,10 +61,15 @@ func (r *rootfs) mount() (err error) {
 		}
 	}()
 	upper, work := filepath.Join(r.data, "upper"), filepath.Join(r.data, "work")
-	for _, d := range []string{r.root(), work, upper} {
+	for _, d := range []string{r.root(), work} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
+	}
+	err = os.Mkdir(upper, 0o755)
+	fresh := err == nil
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
 	if err := r.layers.init(); err != nil {
 		return err
@@ -73,14 +78,35 @@ func (r *rootfs) mount() (err error) {
 	if err != nil {
 		return err
 	}
-	if len(paths) < maxLower {
+	if len(paths) < maxLower { // else a container's own layer gets what is missing
 		paths = append([]string{initLayer}, paths...)
-	} // else the runtime makes what it needs in the container's own layer
+	}
 	if err := mountOverlay(r.root(), paths, upper, work, r.ephemeral); err != nil {
 		r.layers.release(r.names)
 		return err
 	}
+	if !fresh || marked(r.root()) {
+		return nil
+	}
+	if err := mark(r.root()); err != nil {
+		err = errors.Join(err, unix.Unmount(r.root(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
+		r.layers.release(r.names)
+		return err
+	}
 	return nil
+}
+
+// marked says that a root has what mark puts there, or can't have it. It has not
+// where an image says that something below is gone.
+func marked(root string) bool {
+	if _, err := os.Lstat(filepath.Join(root, ".dockerenv")); err != nil {
+		return false
+	}
+	etc, err := os.Lstat(filepath.Join(root, "etc"))
+	if err == nil && etc.IsDir() {
+		_, err = os.Lstat(filepath.Join(root, "etc", "mtab"))
+	}
+	return err == nil
 }
 
 // makeInitLayer makes initLayer. Idempotent.
@@ -103,6 +129,39 @@ func makeInitLayer() error {
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
+	}
+	return nil
+}
+
+// mark puts into a new root what programs find in Docker's containers: the file
+// by which they know that they are in one, and the table of mounts by its old name.
+// An image's own are left alone, and its links not followed.
+func mark(root string) error {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: root, Err: err}
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat(dir, ".dockerenv", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o755)
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("make /.dockerenv: %w", err)
+	}
+	if err := unix.Mkdirat(dir, "etc", 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("make /etc: %w", err)
+	}
+	etc, err := unix.Openat(dir, "etc", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil // not for us to say what that is
+	}
+	if err != nil {
+		return fmt.Errorf("open /etc: %w", err)
+	}
+	defer unix.Close(etc)
+	if err := unix.Symlinkat("/proc/mounts", etc, "mtab"); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("make /etc/mtab: %w", err)
 	}
 	return nil
 }

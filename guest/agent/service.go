@@ -38,6 +38,9 @@ type Config struct {
 	// Settle is called once, when all is done that Configure has begun and the next
 	// Start may need. Optional.
 	Settle func()
+	// SettleIn is how long a new container's process has the machine to itself,
+	// before the next one's is prepared. Optional.
+	SettleIn time.Duration
 	// Away lets the agent run on every processor until back is called (boot.Home).
 	// Optional.
 	Away func() (back func())

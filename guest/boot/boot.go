@@ -11,8 +11,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"sampan/guest/network"
 )
 
 // Paths that the rest of the guest builds on (docs/architecture.md).
@@ -163,9 +161,6 @@ func (g *Guest) modules() error {
 			g.log.Warn(err.Error())
 		}
 		g.Home.hurry(1 + len(off))
-		if err := network.Exercise(); err != nil {
-			g.log.Warn(err.Error())
-		}
 	}()
 	return nil
 }

@@ -25,10 +25,11 @@ const holdDir = cgroupRoot + "/hold"
 // translator (seen in 7.2) now and then keeps on another processor what was there
 // in between: the kernel dies of a breakpoint ("int3") that it has long taken
 // away. So what patches code that runs often comes before: the boot's modules (the
-// balloon patches the allocator of pages), quotas (the scheduler), device programs
-// and the firewall's hooks (everything that sends or receives).
+// balloon patches the allocator of pages), quotas (the scheduler), device programs,
+// the firewall's hooks (everything that sends or receives), and the secrets that
+// the first connections have drawn.
 func processors(off []string) error {
-	return errors.Join(holdQuota(holdDir), containers.HoldDevices(holdDir), network.HoldHooks(), onlineCPUs(off))
+	return errors.Join(holdQuota(holdDir), containers.HoldDevices(holdDir), network.HoldHooks(), network.Exercise(), onlineCPUs(off))
 }
 
 // offlineCPUs are the processors that the kernel was told to leave alone, as the
@@ -103,11 +104,18 @@ func (h *Home) hurry(n int) {
 	if !h.is {
 		return
 	}
-	one := runtime.GOMAXPROCS(n)
+	runtime.GOMAXPROCS(n)
 	h.back = func() {
-		runtime.GOMAXPROCS(one)
 		back()
+		runtime.SetDefaultGOMAXPROCS() // as many as the process may run on
 	}
+}
+
+// Stays says whether the process is at home.
+func (h *Home) Stays() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.is
 }
 
 // Settle is for the end of the boot, when nothing is left to be done in a hurry.

@@ -80,7 +80,7 @@ func (m *Machine) attempt(ctx context.Context) (_ *Guest, err error) {
 	}
 	g.vm, err = m.cfg.Driver.Boot(ctx, cfg)
 	if err != nil {
-		return nil, cmp.Or(ready(), err) // files that are no good explain what a driver says of them
+		return nil, cmp.Or(files.Ready(), err) // files that are no good explain what a driver says of them
 	}
 	defer func() {
 		if err != nil {

@@ -156,8 +156,8 @@ func disk(i int, d vm.Disk) []string {
 // cmdline puts the driver's kernel arguments before the caller's: where one is
 // given twice, Linux lets the last win.
 //
-// Without lpj the kernel takes 0.1 s to find out for itself how long a delay of the
-// second processor is, with a processor of the host to itself.
+// Without lpj the kernel takes 0.1 s to calibrate the second processor's delay loop,
+// and a whole processor of the host meanwhile.
 func cmdline(extra string, b board, acc accelerator, hertz float64) string {
 	parts := []string{"console=" + b.console, "panic=-1", "loglevel=6", "cryptomgr.notests"}
 	if acc == tcg {

@@ -45,10 +45,9 @@ func (d *Driver) attempt(ctx context.Context, cfg vm.Config, path string, b boar
 	cfg.Stage("process")
 	if cfg.Ready != nil {
 		if err := cfg.Ready(); err != nil {
-			return nil, m.abandon(ctx, "kernel", path, b, &notReadyError{err})
-		}
-		if _, err := mon.execute(stage, "cont"); err != nil {
-			return nil, m.abandon(ctx, "kernel", path, b, err)
+			m.proc.kill() // it waits for us
+			m.supervise()
+			return nil, &vm.BootError{Stage: "kernel", Err: &notReadyError{err}}
 		}
 	}
 
@@ -59,6 +58,11 @@ func (d *Driver) attempt(ctx context.Context, cfg vm.Config, path string, b boar
 	limit = cmp.Or(d.kernelLimit, limit)
 	stage, cancel = context.WithTimeoutCause(ctx, limit, fmt.Errorf("the console stayed silent for %s", limit))
 	defer cancel()
+	if cfg.Ready != nil {
+		if _, err := mon.execute(stage, "cont"); err != nil {
+			return nil, m.abandon(ctx, "kernel", path, b, err)
+		}
+	}
 	select {
 	case <-m.console.first:
 	case <-m.proc.done:

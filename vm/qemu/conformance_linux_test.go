@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -66,12 +65,7 @@ func TestInitrdComesLate(t *testing.T) {
 	if err := os.WriteFile(cfg.Initrd, make([]byte, len(content)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var stages []string
-	cfg.Stage = func(s string) { stages = append(stages, s) }
 	cfg.Ready = func() error {
-		if slices.Contains(stages, "kernel") {
-			t.Error("the kernel ran before")
-		}
 		f, err := os.OpenFile(cfg.Initrd, os.O_WRONLY, 0)
 		if err != nil {
 			return err

@@ -4,7 +4,7 @@
 // inherits; nothing has a name in the file system or a port:
 //
 //	QEMU                                   this process
-//	  monitor (QMP)          stream   ───  client: quit, events
+//	  monitor (QMP)          stream   ───  client: cont, quit, events
 //	  serial port            stream   ───  console: tail, Config.Console
 //	  vhost-user-vsock-pci   stream   ───  vhostuser.Serve(Vsock)
 //	  vhost-user-fs-pci, …   stream   ───  vhostuser.Serve(FS), one per share

@@ -120,6 +120,25 @@ func TestBootNotReady(t *testing.T) {
 	leaks()
 }
 
+// TestBootReady: the guest runs when the files are ready, not before.
+func TestBootReady(t *testing.T) {
+	body := speak(new7) + `read -r line <&3; [[ $line == *'"cont"'* ]] || exit 1; echo '{"return": {}, "id": 2}' >&3; echo booting >&4; exec sleep 60`
+	d := &Driver{Binary: script(t, body), Accel: "tcg", processLimit: 10 * time.Second, kernelLimit: 10 * time.Second}
+	asked := false
+	m, err := d.Boot(t.Context(), vm.Config{
+		Kernel: "/none", Initrd: "/none", CPUs: 1, Memory: 64 << 20,
+		Ready: func() error { asked = true; return nil },
+	})
+	if err != nil || !asked {
+		t.Fatalf("asked %v, %v", asked, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := m.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestBootCancelled(t *testing.T) {
 	leaks := watchLeaks(t)
 	boom := errors.New("boom")
