@@ -113,18 +113,17 @@ func marked(root string) bool {
 func makeInitLayer() error {
 	for path, mode := range mountPoints {
 		path = filepath.Join(initLayer, path)
-		var err error
+		err := os.MkdirAll(filepath.Dir(path), 0o755)
+		if err != nil {
+			return err
+		}
 		switch mode.Type() {
 		case fs.ModeDir:
 			err = os.MkdirAll(path, mode.Perm())
 		case fs.ModeSymlink:
-			if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
-				err = os.Symlink("/proc/mounts", path)
-			}
+			err = os.Symlink("/proc/mounts", path)
 		default:
-			if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
-				err = os.WriteFile(path, nil, mode)
-			}
+			err = os.WriteFile(path, nil, mode)
 		}
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
