@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"time"
 
@@ -46,6 +47,10 @@ func outcome(err error) string {
 	}
 	return err.Error()
 }
+
+// /proc/self is the first thread: another's mask of signals, while it starts a
+// thread or handles a signal, would be told for the one that a container is given.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	f := facts{}
