@@ -225,13 +225,6 @@ func (s *Service) Changes(ctx context.Context, req *proto.ChangesRequest) (*prot
 	return res, nil
 }
 
-// hidden says that a path is not told as a change: what is in initLayer, as what is
-// in Docker's.
-func hidden(path string) bool {
-	_, ok := mountPoints[path]
-	return ok
-}
-
 // withLayer does something with a container's writable layer, and with what it
 // lies over: the image, mounted as one tree for the purpose.
 func (s *Service) withLayer(files *proto.Files, do func(*transfer, *archive.Layer) error) (err error) {
@@ -248,6 +241,14 @@ func (s *Service) withLayer(files *proto.Files, do func(*transfer, *archive.Laye
 	}
 	t := s.transfers.begin(files.Id)
 	defer s.transfers.finish(t)
+	if err := s.layers.init(); err != nil {
+		return err
+	}
+	init, err := archive.Open(initLayer)
+	if err != nil {
+		return err
+	}
+	defer init.Close()
 	upper, err := archive.Open(filepath.Join(containersData, files.Id, "upper"))
 	if errors.Is(err, fs.ErrNotExist) { // never started
 		if err := os.MkdirAll(emptyLayer, 0o755); err != nil {
@@ -267,7 +268,7 @@ func (s *Service) withLayer(files *proto.Files, do func(*transfer, *archive.Laye
 		s.logError(errors.Join(lower.Close(), unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW), os.Remove(dir)))
 		s.layers.release(files.Layers)
 	}()
-	return do(t, &archive.Layer{Upper: upper, Lower: lower, Hidden: hidden})
+	return do(t, &archive.Layer{Upper: upper, Lower: lower, Init: init})
 }
 
 func (s *Service) mountLower(names []string) (_ *archive.Root, dir string, err error) {

@@ -295,7 +295,7 @@ func layerOf(t *testing.T) *Layer {
 		t.Skip("only root can make whiteouts: run the tests as root")
 	}
 	lower := tree(t, map[string]string{"etc/passwd": "root", "etc/gone": "x", "bin/sh": "sh", "keep/a": "a", "keep/b": "b", "opq/old": "old", "opq/both": "1"})
-	upper := tree(t, map[string]string{"etc/passwd": "root and more", "etc/hosts": "", "new/f": "12345", "opq/new": "n", "opq/both": "22", "proc/": "", "keep/": ""})
+	upper := tree(t, map[string]string{"etc/passwd": "root and more", "etc/hosts": "", "etc/hostname": "box", "new/f": "12345", "opq/new": "n", "opq/both": "22", "proc/": "", "keep/": ""})
 	for _, p := range []string{"etc/gone", "bin"} {
 		if err := unix.Mknod(filepath.Join(upper, p), unix.S_IFCHR, 0); err != nil {
 			t.Fatal(err)
@@ -304,7 +304,8 @@ func layerOf(t *testing.T) *Layer {
 	if err := unix.Setxattr(filepath.Join(upper, "opq"), "trusted.overlay.opaque", []byte("y"), 0); err != nil {
 		t.Skip("the temporary folder takes no trusted attributes: ", err)
 	}
-	return &Layer{Upper: open(t, upper), Lower: open(t, lower), Hidden: func(p string) bool { return p == "/etc/hosts" || p == "/proc" }}
+	init := tree(t, map[string]string{"etc/hosts": "", "etc/hostname": "", "proc/": "", "dev/": ""})
+	return &Layer{Upper: open(t, upper), Lower: open(t, lower), Init: open(t, init)}
 }
 
 func TestChanges(t *testing.T) {
@@ -317,11 +318,11 @@ func TestChanges(t *testing.T) {
 	for _, c := range list {
 		got = append(got, "CAD"[c.Kind:c.Kind+1]+" "+c.Path)
 	}
-	want := []string{"D /bin", "C /etc", "D /etc/gone", "C /etc/passwd", "A /new", "A /new/f", "C /opq", "C /opq/both", "A /opq/new", "D /opq/old"}
+	want := []string{"D /bin", "C /etc", "D /etc/gone", "C /etc/hostname", "C /etc/passwd", "A /new", "A /new/f", "C /opq", "C /opq/both", "A /opq/new", "D /opq/old"}
 	if !slices.Equal(got, want) {
 		t.Errorf("changes: %q\nwant     %q", got, want)
 	}
-	if size, err := l.Size(); err != nil || size != int64(len("root and more")+5+1+2) {
+	if size, err := l.Size(); err != nil || size != int64(len("root and more")+len("box")+5+1+2) {
 		t.Errorf("size %d, %v", size, err)
 	}
 }
@@ -333,7 +334,7 @@ func TestLayerPack(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := list(t, b.Bytes())
-	want := []string{".wh.bin", "etc/", "etc/.wh.gone", "etc/passwd", "new/", "new/f", "opq/", "opq/.wh..wh..opq", "opq/both", "opq/new"}
+	want := []string{".wh.bin", "etc/", "etc/.wh.gone", "etc/hostname", "etc/passwd", "new/", "new/f", "opq/", "opq/.wh..wh..opq", "opq/both", "opq/new"}
 	if !slices.Equal(got, want) {
 		t.Errorf("layer: %q\nwant   %q", got, want)
 	}

@@ -34,9 +34,9 @@ type Layer struct {
 	// Upper is the writable directory of an overlay, Lower what it lies over,
 	// as one tree.
 	Upper, Lower *Root
-	// Hidden says that a path that was added is a mount point of the runtime's,
-	// and no change.
-	Hidden func(path string) bool
+	// Init is what the runtime puts below the image, and for it where it must:
+	// a copy is no change. May be nil.
+	Init *Root
 }
 
 // Changes lists what the layer changes, parents first, in order.
@@ -217,10 +217,9 @@ func (l *Layer) entry(n *changed, dir *os.File, name string, inLower bool, depth
 		return nil
 	}
 	var old unix.Stat_t
-	had := inLower && l.lowerStat(c.path, &old)
-	same := false
-	if had {
-		c.kind, same = Modified, alike(&c.st, &old)
+	inImage, same := inLower && stat(l.Lower, c.path, &old), false
+	if inImage || l.Init != nil && stat(l.Init, c.path, &old) {
+		c.kind, same = Modified, alike(&c.st, &old, inImage)
 	}
 	if c.st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		sub, err := openAt(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
@@ -232,14 +231,13 @@ func (l *Layer) entry(n *changed, dir *os.File, name string, inLower bool, depth
 		}
 		defer sub.Close()
 		if v, err := getxattr(int(sub.Fd()), "trusted.overlay.opaque"); err == nil && string(v) == "y" {
-			c.opaque = had && old.Mode&unix.S_IFMT == unix.S_IFDIR
+			c.opaque = inImage && old.Mode&unix.S_IFMT == unix.S_IFDIR
 		}
-		if err := l.descend(c, sub, had && old.Mode&unix.S_IFMT == unix.S_IFDIR, depth+1); err != nil {
+		if err := l.descend(c, sub, inImage && old.Mode&unix.S_IFMT == unix.S_IFDIR, depth+1); err != nil {
 			return err
 		}
 	}
-	hidden := !had && l.Hidden != nil && l.Hidden(c.path)
-	if (same || hidden) && len(c.children) == 0 && !c.opaque {
+	if same && len(c.children) == 0 && !c.opaque {
 		return nil
 	}
 	n.children = append(n.children, c)
@@ -247,14 +245,14 @@ func (l *Layer) entry(n *changed, dir *os.File, name string, inLower bool, depth
 }
 
 // alike says that a copy in the upper tree is no change. A directory's size and
-// time say nothing of itself.
-func alike(a, b *unix.Stat_t) bool {
+// time say nothing of itself, and a file's time little unless it was kept.
+func alike(a, b *unix.Stat_t, kept bool) bool {
 	return a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid && a.Rdev == b.Rdev &&
-		(a.Mode&unix.S_IFMT == unix.S_IFDIR || a.Size == b.Size && a.Mtim == b.Mtim)
+		(a.Mode&unix.S_IFMT == unix.S_IFDIR || a.Size == b.Size && (!kept || a.Mtim == b.Mtim))
 }
 
-func (l *Layer) lowerStat(p string, st *unix.Stat_t) bool {
-	f, err := l.Lower.Open(p, unix.O_PATH|unix.O_NOFOLLOW)
+func stat(r *Root, p string, st *unix.Stat_t) bool {
+	f, err := r.Open(p, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return false
 	}

@@ -116,6 +116,44 @@ func golden(t *testing.T, name string, spec *specs.Spec) {
 	}
 }
 
+// Nothing of a spec is lost on its way into the guest, in two parts.
+func TestEncodeSpec(t *testing.T) {
+	for name, opts := range map[string][]string{"default": nil, "unconfined": {"seccomp=unconfined"}} {
+		host := &container.HostConfig{SecurityOpt: opts}
+		spec, err := makeSpec(specInput{ID: "x", Arch: "amd64", Config: &container.Config{}, Host: host, Args: []string{"sh"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, filter, err := encodeSpec(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back specs.Spec
+		if err := json.Unmarshal(text, &back); err != nil {
+			t.Fatal(err)
+		}
+		if back.Linux.Seccomp != nil || (filter == nil) != (name == "unconfined") {
+			t.Errorf("%s: the filter is in the spec: %t; apart: %d bytes", name, back.Linux.Seccomp != nil, len(filter))
+		}
+		if filter != nil {
+			if err := json.Unmarshal(filter, &back.Linux.Seccomp); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := json.Marshal(back)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := json.Marshal(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(got) != string(want) {
+			t.Errorf("%s: the two parts make\n%s, want\n%s", name, got, want)
+		}
+	}
+}
+
 // A spec must not change what the next one is made from.
 func TestSpecSharesNothing(t *testing.T) {
 	make := func() string {

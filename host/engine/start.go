@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	apinet "github.com/moby/moby/api/types/network"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -245,13 +246,7 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 	if spec.Process.ConsoleSize != nil {
 		req.Size = &proto.TerminalSize{Rows: uint32(spec.Process.ConsoleSize.Height), Columns: uint32(spec.Process.ConsoleSize.Width)}
 	}
-	if filter := spec.Linux.Seccomp; filter != nil {
-		spec.Linux.Seccomp = nil
-		if req.Seccomp, err = json.Marshal(filter); err != nil {
-			return nil, err
-		}
-	}
-	if req.Spec, err = json.Marshal(spec); err != nil {
+	if req.Spec, req.Seccomp, err = encodeSpec(spec); err != nil {
 		return nil, err
 	}
 	req.AllDevices = rec.HostConfig.Privileged
@@ -285,6 +280,21 @@ func (e *Engine) startRequest(ctx context.Context, rec *record, r *run) (*proto.
 	}
 	req.Files, err = e.netFiles(owner, ends, links)
 	return req, err
+}
+
+// encodeSpec encodes a spec, and its filter of system calls apart from it: most
+// containers have the same. Without a filter that is nil.
+func encodeSpec(spec *specs.Spec) (text, filter []byte, err error) {
+	rest, linux := *spec, *spec.Linux
+	if linux.Seccomp != nil {
+		if filter, err = json.Marshal(linux.Seccomp); err != nil {
+			return nil, nil, err
+		}
+		linux.Seccomp = nil
+	}
+	rest.Linux = &linux
+	text, err = json.Marshal(&rest)
+	return text, filter, err
 }
 
 // free gives back what a run holds on the host. r.hub is not closed.

@@ -137,6 +137,51 @@ func TestManyLayers(t *testing.T) {
 	sameAsOverlay(t, h, ref, startRegistry(t)+"/other/many:127")
 }
 
+// TestLayerLimit: an image may have as many layers as overlayfs takes (500), and
+// then there is no room below them for what every container has.
+func TestLayerLimit(t *testing.T) {
+	onceAsUser(t)
+	h := newHome(t)
+	base, err := imagetest.Busybox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var layers []v1.Layer
+	for i := range 499 {
+		l, err := imagetest.Layer(imagetest.File{Name: fmt.Sprintf("layers/%d", i)}, imagetest.File{Name: "last", Data: fmt.Append(nil, i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		layers = append(layers, l)
+	}
+	for _, n := range []int{499, 500} {
+		img, err := mutate.AppendLayers(base, layers[:n-1]...) // base has one
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, tag := filepath.Join(t.TempDir(), "image.tar"), fmt.Sprint("deep:", n)
+		if err := imagetest.Archive(file, tag, img); err != nil {
+			t.Fatal(err)
+		}
+		h.sampan(t, "load", "-q", "-i", file)
+		box := fmt.Sprint("box", n)
+		got := h.sampan(t, "run", "--name", box, tag, "sh", "-c", "ls /layers | wc -l; cat /last; echo; readlink /etc/mtab; ls -d /.dockerenv /dev/pts; echo >/new")
+		if want := fmt.Sprintf("%d\n%d\n/proc/mounts\n/.dockerenv\n/dev/pts\n", n-1, n-2); got != want {
+			t.Errorf("%d layers: %q, want %q", n, got, want)
+		}
+		if got := h.sampan(t, "diff", box); got != "A /new\n" {
+			t.Errorf("%d layers: changes: %q", n, got)
+		}
+	}
+	h.sampan(t, "commit", "box499", "deep:full")
+	if got := h.sampan(t, "run", "--rm", "deep:full", "ls", "/new"); got != "/new\n" {
+		t.Errorf("of 499 layers and one: %q", got)
+	}
+	if r := h.try(t, "", "sampan", "commit", "box500", "deep:more"); r.code != 1 || !strings.Contains(r.stderr, "501 layers: at most 500") {
+		t.Errorf("of 500 layers and one: %+v", r)
+	}
+}
+
 // inFormat gives a layer one of four forms.
 func inFormat(l v1.Layer, n int) (v1.Layer, error) {
 	if n%4 == 0 {
