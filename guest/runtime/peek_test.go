@@ -71,10 +71,14 @@ func TestContainerPeek(t *testing.T) {
 	status, err := c.Process().Wait(t.Context())
 	out := <-o.text
 	t.Log(out)
-	if err != nil || status.Code != 0 || strings.Contains(out, "FOUND") || !strings.Contains(out, "looked at ") {
-		t.Errorf("ended with %v, %v", status, err)
+	var pids, stages int
+	if _, scanErr := fmt.Sscanf(out, peekReport, &pids, &stages); err != nil || status.Code != 0 || scanErr != nil || stages == 0 {
+		t.Errorf("ended with %v, %v: a report was wanted, of looks at a stage 2, and of nothing found", status, err)
 	}
 }
+
+// peekReport is what peek writes when it has found nothing.
+const peekReport = "looked at %d processes, %d times at a stage 2\n"
 
 // peek is the program of that container. It ends with SIGTERM.
 func peek(args []string) int {
@@ -86,13 +90,21 @@ func peek(args []string) int {
 	for i := range want {
 		want[i] = ^want[i]
 	}
+	// It must find what it looks for where it is: in itself.
+	itself := strings.Join(look("/proc/1", peekName, want), "; ")
+	for _, found := range []string{"root by /proc/1/root", "root by /proc/1/cwd", "memory in /proc/1"} {
+		if !strings.Contains(itself, found) {
+			fmt.Printf("it finds in itself no %s, but %s\n", found, itself)
+			return 1
+		}
+	}
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, unix.SIGTERM)
 	pids, stages := map[string]bool{}, 0
 	for {
 		select {
 		case <-end:
-			fmt.Printf("looked at %d processes, %d times at a stage 2\n", len(pids), stages)
+			fmt.Printf(peekReport, len(pids), stages)
 			return 0
 		default:
 		}
@@ -105,27 +117,30 @@ func peek(args []string) int {
 			if name, _ := os.ReadFile(dir + "/cmdline"); bytes.HasPrefix(name, []byte("sampan-stage2\x00")) {
 				stages++
 			}
-			look(dir, want)
+			for _, found := range look(dir, "/init.test", want) {
+				fmt.Println("FOUND the agent's " + found)
+			}
 		}
 	}
 }
 
-// look searches what a process has open, and what it has written in memory.
-func look(dir string, want []byte) {
+// look searches what a process has open for a way to a root with the file marker,
+// and what it has written in memory for want.
+func look(dir, marker string, want []byte) (found []string) {
 	fds, _ := filepath.Glob(dir + "/fd/*")
 	for _, name := range append(fds, dir+"/root", dir+"/cwd") {
-		if _, err := os.Stat(name + "/../../../../../../init.test"); err == nil {
+		if _, err := os.Stat(name + "/../../../../../.." + marker); err == nil {
 			to, _ := os.Readlink(name)
-			fmt.Printf("FOUND the agent's root by %s, %s\n", name, to)
+			found = append(found, fmt.Sprintf("root by %s, %s", name, to))
 		}
 	}
 	maps, err := os.ReadFile(dir + "/maps")
 	if err != nil {
-		return
+		return found
 	}
 	mem, err := os.Open(dir + "/mem")
 	if err != nil {
-		return
+		return found
 	}
 	defer mem.Close()
 	const most = 8 << 20 // bytes of one mapping; a Go heap is sparse
@@ -137,7 +152,8 @@ func look(dir string, want []byte) {
 		}
 		text := make([]byte, min(to-from, most))
 		if n, _ := mem.ReadAt(text, from); bytes.Contains(text[:n], want) {
-			fmt.Printf("FOUND the agent's memory in %s, %s\n", dir, line)
+			found = append(found, fmt.Sprintf("memory in %s, %s", dir, line))
 		}
 	}
+	return found
 }
