@@ -1,6 +1,6 @@
 # Sampan: `make` explains each target.
 .DEFAULT_GOAL := help
-.PHONY: help deps build guest kernel demo test test-arm64 nightly fuzz lint proto bench install clean
+.PHONY: help deps build guest kernel demo test test-arm64 test-tuned nightly fuzz lint proto bench install clean
 
 # Of this machine, as Go names it.
 HOST    := $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
@@ -75,8 +75,11 @@ dist/root-work:
 dist/root-compose:
 	go run ./kernel/mkroot -out $@ docker-compose base-files
 
+# What the end-to-end tests make images of.
+ROOTS := dist/root-nginx dist/root-crun dist/root-tini dist/root-apps dist/root-compose $(if $(shell command -v docker),,dist/root-docker)
+
 # gotestsum names every skipped test with its reason, which go test keeps to itself.
-test: deps build guest dist/root-nginx dist/root-crun dist/root-tini dist/root-apps dist/root-compose $(if $(shell command -v docker),,dist/root-docker) ## Every test, unit and real VM
+test: deps build guest $(ROOTS) ## Every test, unit and real VM
 	go vet ./...
 	go tool gotestsum --format pkgname -- -count=1 -timeout 40m ./...
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=2s FUZZDIR=./host/image
@@ -86,19 +89,29 @@ test: deps build guest dist/root-nginx dist/root-crun dist/root-tini dist/root-a
 # kills, 100 prefixes of a disk, 5 minutes of churn, 1,000 replaced programs,
 # 200,000 inodes of a share; redis, postgresql, git, make, sqlite. SAMPAN_SEED=N repeats
 # the random ones.
-nightly: deps build guest dist/root-nginx dist/root-crun dist/root-tini dist/root-apps dist/root-work dist/root-compose $(if $(shell command -v docker),,dist/root-docker) ## Fuzzers, and the end-to-end tests in full: hours
+nightly: deps build guest $(ROOTS) dist/root-work ## Fuzzers, and the end-to-end tests in full: hours
 	SAMPAN_SHARE_INODES=200000 go test -count=1 -v -run TestManyInodes ./host/share
 	SAMPAN_NIGHTLY=1 go test -count=1 -v -timeout 4h $(if $(filter 0,$(shell id -u)),-run '^TestAsOrdinaryUser$$',) ./cmd/sampan/e2e
 	SAMPAN_NIGHTLY=1 go test -count=1 -v -timeout 10m -run '^TestMemory$$' ./cmd/sampan-agent
 	SAMPAN_NIGHTLY=1 go test -count=1 -v -timeout 30m -run '^TestGuest$$' ./guest/runtime
 	@$(MAKE) --no-print-directory deps DEPS="$(FOREIGN_DEPS)"
 	SAMPAN_NIGHTLY=1 go test -count=1 -v -timeout 30m -run '^TestForeignImages$$' ./cmd/sampan/e2e
+	@$(MAKE) --no-print-directory test-tuned
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=30s
 
 test-arm64: ## The drivers' conformance suite with an arm64 guest, emulated here
 	@$(MAKE) --no-print-directory deps DEPS="$(BUILD_DEPS) $(QEMU_arm64)"
 	@$(MAKE) --no-print-directory guest ARCH=arm64
 	SAMPAN_GUEST=$(CURDIR)/dist/guest-arm64 go test -count=1 -timeout 20m -run '^TestConformance$$' -v ./vm/qemu
+
+# What of the product depends on the kernel: the drivers' conformance suite, and the
+# tutorial, networks, ports, limits and shares from end to end.
+TUNED := TestScripts|TestContainerLimits|TestPorts|TestShare|TestClock|TestRandomKills
+test-tuned: deps build kernel $(ROOTS) ## The same with the tuned kernel, and the product's main tests
+	go run ./kernel/mkguest -arch $(HOST) -kernel tuned -build "$(BUILD)" -out dist/tuned
+	SAMPAN_GUEST=$(CURDIR)/dist/tuned/guest-$(HOST) go test -count=1 -timeout 20m -run '^TestConformance$$' ./vm/qemu
+	SAMPAN_GUEST=$(CURDIR)/dist/tuned/guest-$(HOST) SAMPAN_E2E_RUN='$(TUNED)' go test -count=1 -timeout 40m -v \
+	  -run '$(if $(filter 0,$(shell id -u)),^TestAsOrdinaryUser$$,$(TUNED))' ./cmd/sampan/e2e
 
 FUZZTIME ?= 10m
 FUZZDIR  ?= .

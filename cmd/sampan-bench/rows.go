@@ -52,7 +52,7 @@ func (b *bench) rows() []row {
 			func(ctx context.Context) (float64, error) {
 				return piped(exec.CommandContext(ctx, zeros[0], zeros[1:]...))
 			}},
-		{"cold: the same with everything stopped", "bare boot of the same kernel, whose init turns it off", "the kernel's own boot", "ms", b.cold, b.bareBoot},
+		{"cold: the same with everything stopped", "bare boot of the same kernel, up to an empty init", "the kernel's own boot", "ms", b.cold, b.bareBoot},
 	}, b.listRows())
 }
 

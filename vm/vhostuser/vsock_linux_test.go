@@ -298,3 +298,40 @@ func TestPauseAndReset(t *testing.T) {
 		t.Errorf("read %q, %v", got[:3], err)
 	}
 }
+
+// BenchmarkConnections opens connections, one after the other, each with an echo:
+// what the device alone takes, with a guest that costs nothing.
+func BenchmarkConnections(b *testing.B) {
+	g := newVsockGuest(b)
+	l, err := g.v.Listen(80)
+	must(b, err)
+	key := connKey{host: 80, guest: 1000}
+	one := make([]byte, 1)
+	for b.Loop() {
+		key.guest++
+		g.send(key, opRequest, nil)
+		c, err := l.Accept()
+		must(b, err)
+		g.await(opResponse)
+		g.send(key, opData, one)
+		_, err = c.Read(one)
+		must(b, err)
+		_, err = c.Write(one)
+		must(b, err)
+		g.await(opData)
+		g.transmit(vsockHeader{srcCID: 3, srcPort: key.guest, dstCID: 2, dstPort: 80, typ: typeStream, op: opShutdown, flags: shutBoth}, nil)
+		g.await(opReset)
+		must(b, c.Close())
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "connections/s")
+}
+
+// await takes packets up to one of a kind.
+func (g *vsockGuest) await(op uint16) {
+	g.t.Helper()
+	for {
+		if h, _ := g.take(100); h.op == op {
+			return
+		}
+	}
+}

@@ -140,7 +140,9 @@ func TestManyLayers(t *testing.T) {
 // TestLayerLimit: an image may have as many layers as overlayfs takes (500), and
 // then there is no room below them for what every container has.
 func TestLayerLimit(t *testing.T) {
-	onceAsUser(t)
+	if !nightly() {
+		skip(t, "takes most of a minute: make nightly runs it")
+	}
 	h := newHome(t)
 	base, err := imagetest.Busybox()
 	if err != nil {
