@@ -106,7 +106,7 @@ test-arm64: ## The drivers' conformance suite with an arm64 guest, emulated here
 
 # What of the product depends on the kernel: the drivers' conformance suite, and the
 # tutorial, networks, ports, limits and shares from end to end.
-TUNED := TestScripts|TestContainerLimits|TestPorts|TestShare|TestClock|TestRandomKills
+TUNED := TestScripts|TestPorts|TestShare|TestClock|TestRandomKills
 test-tuned: deps build kernel $(ROOTS) ## The same with the tuned kernel, and the product's main tests
 	go run ./kernel/mkguest -arch $(HOST) -kernel tuned -build "$(BUILD)" -out dist/tuned
 	SAMPAN_GUEST=$(CURDIR)/dist/tuned/guest-$(HOST) go test -count=1 -timeout 20m -run '^TestConformance$$' ./vm/qemu

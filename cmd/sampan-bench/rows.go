@@ -33,7 +33,7 @@ func (b *bench) rows() []row {
 		{"`exec true`", "fork and exec in the guest", "joining namespaces, and two round trips", "ms", b.exec, b.forkExec},
 		{"`exec true`", "`crun exec` alone, in the same guest", "the same", "ms", b.exec, b.crunExec},
 		{"`run -d -p` to the first answer", "fork and exec in the guest", "as `run`, and busybox's httpd", "ms", b.firstAnswer, b.forkExec},
-		{"published port: one request", "the host's loopback", "two wake-ups of the guest", "ms",
+		{"published port: one request", "the host's loopback", "the server's fork, and the agent's and the container's sockets", "ms",
 			func(ctx context.Context) (float64, error) { return requestTime(ctx, there+"/page") },
 			func(ctx context.Context) (float64, error) { return requestTime(ctx, here+"/page") }},
 		{"published port: 128 MiB", "the host's loopback", "the guest's TCP stack and vsock copies under emulation", "MiB/s",
@@ -170,7 +170,7 @@ func download(ctx context.Context, url string) (float64, error) {
 }
 
 // readShare reads the shared file in the container with the guest's page cache
-// dropped, in the guest's own time.
+// dropped; the command's way to the guest is in it.
 func (b *bench) readShare(ctx context.Context) (float64, error) {
 	drop := b.command(ctx, "machine", "shell")
 	drop.Stdin = strings.NewReader("sync; echo 3 > /proc/sys/vm/drop_caches\n")
