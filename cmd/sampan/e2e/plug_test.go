@@ -2,25 +2,30 @@ package e2e_test
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
 // The plug is pulled: whatever the disk holds at a flush, with any of the
 // writes that followed and had not been flushed, e2fsck mends by itself; what a
-// container was told to be synced is there; and the machine boots from it.
+// container was told to be synced is there; and the machine boots from it and
+// mends it itself. That holds from the first write on: where the disk was being
+// formatted, or mounted for the first time, the machine boots and has a sound
+// disk.
 //
 // A wrapper around QEMU has it log the disk's writes; the product is unchanged.
 func TestPulledPlug(t *testing.T) {
 	onceAsUser(t)
-	writes, prefixes := 30, 10
+	writes, prefixes, tries := 30, 10, 1
 	if nightly() {
-		writes, prefixes = 200, 100
+		writes, prefixes, tries = 200, 100, 5
 	}
 	h := newHome(t)
 	log := filepath.Join(filepath.Dir(h.dir), "disk.log")
@@ -42,40 +47,99 @@ func TestPulledPlug(t *testing.T) {
 	}
 	defer l.f.Close()
 	flushes := l.flushes(acks[0])
-	t.Logf("%d writes and %d flushes were logged, %d of them since the first file was synced", len(l.entries), len(l.flushes(0)), len(flushes))
+	begin := slices.DeleteFunc(l.flushes(0), func(i int) bool { return l.entries[i].end > acks[0] })
+	t.Logf("%d writes and %d flushes were logged, %d of them since the first file was synced", len(l.entries), len(begin)+len(flushes), len(flushes))
 	if len(flushes) < prefixes {
 		t.Fatalf("%d flushes, want %d at least", len(flushes), prefixes)
 	}
-	disk, err := os.Create(filepath.Join(filepath.Dir(h.dir), "disk.raw"))
+	h.env = plain
+	p := &plug{h: h, log: l, acks: acks, volume: volume, rnd: rand.New(rand.NewPCG(1, 2)), dir: filepath.Dir(h.dir), did: map[string]int{}}
+	p.disk, err = os.Create(filepath.Join(p.dir, "disk.raw"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer disk.Close()
-	if err := disk.Truncate(1 << 30); err != nil {
+	defer p.disk.Close()
+	if err := p.disk.Truncate(1 << 30); err != nil {
 		t.Fatal(err)
 	}
-	h.env = plain
-	done, rnd := 0, rand.New(rand.NewPCG(1, 2))
-	for n := range prefixes {
-		flush := flushes[n*(len(flushes)-1)/max(prefixes-1, 1)]
-		for ; done <= flush; done++ {
-			if err := l.apply(disk, done); err != nil {
-				t.Fatal(err)
-			}
-		}
-		image := filepath.Join(filepath.Dir(h.dir), "prefix.raw")
-		copySparse(t, disk.Name(), image)
-		lost := l.someOfNext(t, image, flush, rnd)
-		synced := 0
-		for synced < len(acks) && acks[synced] <= l.entries[flush].end {
-			synced++
-		}
-		what := fmt.Sprintf("after entry %d, a flush, with %s: %d files were acknowledged", flush, lost, synced)
-		checkDisk(t, image, volume, synced, what)
-		if n%10 == prefixes%10 {
-			h.bootFrom(t, image, synced, what)
+	// The beginning: a few writes, which matter each.
+	for n, flush := range append([]int{-1}, begin...) {
+		for range tries {
+			p.pull(t, flush, nightly() || n == 0 || n == len(begin))
 		}
 	}
+	for n := range prefixes {
+		p.pull(t, flushes[n*(len(flushes)-1)/max(prefixes-1, 1)], n%10 == prefixes%10)
+	}
+	t.Logf("booted from a disk that was then %v", p.did)
+	if p.did["formatted"] == 0 || p.did["repaired"] == 0 {
+		t.Error("want some formatted and some repaired")
+	}
+}
+
+// A plug is what TestPulledPlug pulls.
+type plug struct {
+	h      *home
+	log    *writeLog
+	acks   []int64 // how long the log was when each file was acknowledged
+	volume string  // where the files are on the disk
+	rnd    *rand.Rand
+	dir    string
+	disk   *os.File // as it is after the first done entries of the log
+	done   int
+	did    map[string]int // how many boots found what to do with the disk
+}
+
+// pull makes the disk of a plug pulled after a flush, -1 being before the first,
+// and checks it, or a copy when it is to be booted from, too. The flushes come in
+// their order.
+func (p *plug) pull(t *testing.T, flush int, boot bool) {
+	t.Helper()
+	for ; p.done <= flush; p.done++ {
+		if err := p.log.apply(p.disk, p.done); err != nil {
+			t.Fatal(err)
+		}
+	}
+	image := filepath.Join(p.dir, "prefix.raw")
+	copySparse(t, p.disk.Name(), image)
+	lost := p.log.someOfNext(t, image, flush, p.rnd)
+	synced := 0
+	for flush >= 0 && synced < len(p.acks) && p.acks[synced] <= p.log.entries[flush].end {
+		synced++
+	}
+	what := fmt.Sprintf("after entry %d, a flush, with %s: %d files were acknowledged", flush, lost, synced)
+	mounted := everMounted(t, image)
+	if mounted { // before, it is the product's to format
+		checked := filepath.Join(p.dir, "checked.raw")
+		copySparse(t, image, checked)
+		checkDisk(t, checked, p.volume, synced, what)
+	} else if synced > 0 {
+		t.Errorf("%s, and the disk was never mounted", what)
+	}
+	if !boot {
+		return
+	}
+	did := p.h.bootFrom(t, image, synced, what)
+	p.did[did]++
+	if mounted && did != "repaired" {
+		t.Errorf("%s: the machine mounted a disk in use, %q, want it to be repaired before", what, did)
+	}
+}
+
+// everMounted tells whether a disk's file system has been mounted: s_mnt_count of
+// the superblock counts.
+func everMounted(t *testing.T, image string) bool {
+	t.Helper()
+	f, err := os.Open(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var count [2]byte
+	if _, err := f.ReadAt(count[:], 1024+0x34); err != nil {
+		t.Fatal(err)
+	}
+	return count != [2]byte{}
 }
 
 // loggingQEMU makes a folder with a QEMU that logs its first disk.
@@ -171,26 +235,29 @@ func (l *writeLog) someOfNext(t *testing.T, image string, flush int, rnd *rand.R
 // with the files that were synced.
 func checkDisk(t *testing.T, image, volume string, synced int, what string) {
 	t.Helper()
-	tool := func(may int, name string, args ...string) string {
-		cmd := exec.Command(name, args...)
-		cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/sbin:"+os.Getenv("PATH"))
-		if path, err := exec.LookPath("/usr/sbin/" + name); err == nil {
-			cmd.Path, cmd.Err = path, nil
-		}
-		out, err := cmd.CombinedOutput()
-		if code := cmd.ProcessState.ExitCode(); code < 0 || code > may {
-			t.Fatalf("%s: %s %q: %v\n%s", what, name, args, err, out)
-		}
-		return string(out)
-	}
-	tool(1, "e2fsck", "-p", image) // 1: errors corrected
-	tool(0, "e2fsck", "-fn", image)
+	tool(t, what, 1, "e2fsck", "-p", image) // 1: errors corrected
+	tool(t, what, 0, "e2fsck", "-fn", image)
 	dir := t.TempDir()
-	said := tool(0, "debugfs", "-R", fmt.Sprintf("rdump %s/_data %s", strings.TrimSuffix(volume, "/_data"), dir), image)
+	said := tool(t, what, 0, "debugfs", "-R", fmt.Sprintf("rdump %s/_data %s", strings.TrimSuffix(volume, "/_data"), dir), image)
 	checkFiles(t, synced, what+"\n"+said, func(name string) string {
 		b, _ := os.ReadFile(filepath.Join(dir, "_data", name))
 		return string(b)
 	})
+}
+
+// tool runs a program of e2fsprogs, which may end with so much.
+func tool(t *testing.T, what string, may int, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/sbin:"+os.Getenv("PATH"))
+	if path, err := exec.LookPath("/usr/sbin/" + name); err == nil {
+		cmd.Path, cmd.Err = path, nil
+	}
+	out, err := cmd.CombinedOutput()
+	if code := cmd.ProcessState.ExitCode(); code < 0 || code > may {
+		t.Fatalf("%s: %s %q: %v\n%s", what, name, args, err, out)
+	}
+	return string(out)
 }
 
 // checkFiles wants the files of syncedWrites, with what they had.
@@ -207,10 +274,12 @@ func checkFiles(t *testing.T, synced int, what string, read func(name string) st
 	}
 }
 
-// bootFrom runs the product from a disk.
-func (h *home) bootFrom(t *testing.T, image string, synced int, what string) {
+// bootFrom runs the product from a disk as it is, wants it to be sound when the
+// product has ended, and returns what the boot did to it.
+func (h *home) bootFrom(t *testing.T, image string, synced int, what string) string {
 	t.Helper()
-	if err := os.Rename(image, filepath.Join(h.dir, "data.img")); err != nil {
+	disk := filepath.Join(h.dir, "data.img")
+	if err := os.Rename(image, disk); err != nil {
 		t.Fatal(err)
 	}
 	out := h.sampan(t, "run", "--rm", "-v", "files:/files", "busybox", "sh", "-c",
@@ -228,7 +297,13 @@ func (h *home) bootFrom(t *testing.T, image string, synced int, what string) {
 		t.Errorf("%s: the volume can't be written to", what)
 	}
 	checkFiles(t, synced, what+", booted", func(name string) string { return got[name] })
+	var s struct{ DiskDone string }
+	if err := json.Unmarshal([]byte(h.sampan(t, "machine", "status", "--json")), &s); err != nil {
+		t.Fatal(err)
+	}
 	h.stopDaemon(t)
+	tool(t, what+", booted", 0, "e2fsck", "-fn", disk)
+	return s.DiskDone
 }
 
 // copySparse copies a file without its holes.
