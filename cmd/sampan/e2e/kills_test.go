@@ -2,8 +2,13 @@ package e2e_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
+	"io"
+	"log"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,12 +19,17 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+
+	"sampan/host/imagetest"
 )
 
 // kill -9 of QEMU, sampand or a process of the agent at random moments, while
-// two users pull, tag, run, exec, write to volumes and remove. Whatever was
-// acknowledged holds, the next command works, and at the end nothing runs.
-// SAMPAN_SEED reproduces a run, as far as timing allows.
+// two users tag, run, exec, write to volumes and remove, and a third one pulls an
+// image and removes it, again and again. Whatever was acknowledged holds, the
+// next command works, one daemon and one machine run, and at the end nothing
+// does. SAMPAN_SEED reproduces a run, as far as timing allows.
 func TestRandomKills(t *testing.T) {
 	onceAsUser(t)
 	cycles := 10
@@ -38,16 +48,21 @@ func TestRandomKills(t *testing.T) {
 	h := newHome(t)
 	ref := faultImage(t)
 	h.sampan(t, "pull", "-q", ref)
-	users := []*kuser{newKuser(h, ref, "a", seed), newKuser(h, ref, "b", seed)}
+	image := pullImage(t)
+	puller := newKuser(h, image.ref, "p", seed)
+	puller.pulls = true
+	users := []*kuser{puller, newKuser(h, ref, "a", seed), newKuser(h, ref, "b", seed)}
 	victims, order := []string{"QEMU", "sampand", "a process of the agent"}, []int(nil)
 	killed := map[string]int{}
 	for cycle := range cycles {
 		if len(order) == 0 {
 			order = rnd.Perm(len(victims)) // each as often as the others
 		}
-		var stop atomic.Bool
+		var stop, killing atomic.Bool
 		var wg sync.WaitGroup
+		fetched := image.fetched.Load()
 		for _, u := range users {
+			u.killing = &killing
 			wg.Go(func() {
 				for !stop.Load() {
 					u.step(t)
@@ -55,24 +70,34 @@ func TestRandomKills(t *testing.T) {
 			})
 		}
 		h.machineUp(t)
+		eventually(t, 60*time.Second, "a layer is pulled", func() bool { return image.fetched.Load() > fetched })
 		time.Sleep(time.Duration(rnd.IntN(1500)) * time.Millisecond)
 		victim := victims[order[0]]
 		order = order[1:]
-		h.killAtRandom(t, victim, rnd)
+		killing.Store(true)
+		victim = h.killAtRandom(t, victim, rnd)
 		killed[victim]++
 		stop.Store(true)
 		wg.Wait()
+		acked, lost := 0, 0
 		for _, u := range users {
 			u.check(t)
+			acked, lost = acked+u.acked, lost+u.lost
 		}
+		if puller.is["image"] != "" {
+			image.check(t, h)
+		}
+		h.oneOfEach(t)
 		if (cycle+1)%10 == 0 {
-			t.Logf("%d cycles: %d commands acknowledged, %d cut off", cycle+1, users[0].acked+users[1].acked, users[0].lost+users[1].lost)
+			t.Logf("%d cycles: %d commands acknowledged, %d cut off; of these %d and %d pulled and removed an image, of which %d layers were fetched",
+				cycle+1, acked, lost, puller.acked, puller.lost, image.fetched.Load())
 		}
 		if t.Failed() {
 			t.Fatalf("cycle %d: %s was killed", cycle, victim)
 		}
 	}
 	t.Logf("killed: %v", killed)
+	h.empty(t)
 	h.stopDaemon(t)
 	if left := h.processes(t); len(left) > 0 {
 		t.Errorf("still running: %q", left)
@@ -97,7 +122,8 @@ func (h *home) machineUp(t *testing.T) {
 	})
 }
 
-func (h *home) killAtRandom(t *testing.T, victim string, rnd *rand.Rand) {
+// killAtRandom kills, and says whom.
+func (h *home) killAtRandom(t *testing.T, victim string, rnd *rand.Rand) string {
 	t.Helper()
 	switch victim {
 	case "QEMU":
@@ -117,9 +143,121 @@ func (h *home) killAtRandom(t *testing.T, victim string, rnd *rand.Rand) {
 			t.Errorf("sampand (pid %d) or its QEMU (pid %d) lives on after SIGKILL", pid, qemu)
 		}
 	default:
-		// Any child of PID 1 but the shell that does this.
-		script := fmt.Sprintf(`set -- $(pgrep -P 1 | grep -vx $$); [ $# -gt 0 ] || exit 0; shift $((%d %% $#)); kill -9 $1; true`, rnd.IntN(1000))
-		h.sampan(t, "machine", "shell", "busybox", "sh", "-c", script)
+		// Any child of PID 1 but the shell that does this: dead when there is no
+		// such process any more, or only what is left of one.
+		script := fmt.Sprintf(`for try in $(seq 300); do
+	set -- $(grep -l '^PPid:.1$' /proc/[0-9]*/status 2> /dev/null | grep -v /$$/)
+	if [ $# -gt 0 ]; then
+		shift $((%d %% $#))
+		dir=${1%%%%/status} && name=$(cat $dir/comm) && ! grep -q '^State:.Z' $1 && kill -9 ${dir#/proc/} && echo $name && exit
+	fi
+	sleep 0.1
+done`, rnd.IntN(1000))
+		name := h.sampan(t, "machine", "shell", "busybox", "sh", "-c", script)
+		if name == "" {
+			t.Error("in 30 s the agent had no process to be killed")
+		}
+		return victim + ", " + strings.TrimSpace(name)
+	}
+	return victim
+}
+
+// oneOfEach wants the home's daemon and its machine to run, and nothing else. A
+// process may take a moment to end.
+func (h *home) oneOfEach(t *testing.T) {
+	t.Helper()
+	want := []string{fmt.Sprint(h.machinePid(t), " qemu-system-x86"), fmt.Sprint(h.pid(t), " sampand")}
+	slices.Sort(want)
+	var got []string
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if got = h.processes(t); slices.Equal(slices.Sorted(slices.Values(got)), want) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Errorf("%q run, want %q", got, want)
+			return
+		}
+	}
+}
+
+// empty removes all that can be, and wants the image store to be empty then, with
+// nothing left of what was cut off.
+func (h *home) empty(t *testing.T) {
+	t.Helper()
+	for list, remove := range map[string][]string{"ps -a": {"rm", "-f"}, "images": {"rmi", "-f"}} {
+		if names := strings.Fields(h.sampan(t, append(strings.Fields(list), "-q")...)); len(names) > 0 {
+			slices.Sort(names)
+			h.sampan(t, append(remove, slices.Compact(names)...)...)
+		}
+	}
+	for _, dir := range []string{"layers", "blobs", "tmp"} {
+		entries, err := os.ReadDir(filepath.Join(h.dir, "images", dir))
+		if err != nil && !os.IsNotExist(err) {
+			t.Error(err)
+		}
+		for _, e := range entries {
+			t.Errorf("left behind: images/%s/%s", dir, e.Name())
+		}
+	}
+	h.untidy(t)
+}
+
+// A pulledImage is what is pulled and removed again and again: many layers, none
+// of them of another image.
+type pulledImage struct {
+	ref     string
+	sum     string       // SHA-256 of all its files
+	fetched atomic.Int64 // layers asked of the registry
+}
+
+func pullImage(t *testing.T) *pulledImage {
+	t.Helper()
+	img := &pulledImage{}
+	reg := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
+			img.fetched.Add(1)
+		}
+		reg.ServeHTTP(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	base := imageFromArchive(t, "busybox.tar")
+	cfg, err := base.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := base.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	chacha := rand.NewChaCha8([32]byte{})
+	sum := sha256.New()
+	for n := range 6 {
+		data := make([]byte, 256<<10) // can't be compressed
+		chacha.Read(data)
+		sum.Write(data)
+		layer, err := imagetest.Layer(imagetest.File{Name: fmt.Sprintf("part%d", n), Data: data, Mode: 0o644})
+		if err != nil {
+			t.Fatal(err)
+		}
+		layers = append(layers, layer)
+	}
+	made, err := imagetest.Image(cfg.Config, layers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img.ref, img.sum = strings.TrimPrefix(srv.URL, "http://")+"/parts:1", fmt.Sprintf("%x", sum.Sum(nil))
+	if err := imagetest.Push(img.ref, made); err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// check reads every file of the image.
+func (img *pulledImage) check(t *testing.T, h *home) {
+	t.Helper()
+	if got := h.sampan(t, "run", "--rm", "--pull", "never", img.ref, "sh", "-c", "cat /part? | sha256sum"); got != img.sum+"  -\n" {
+		t.Errorf("the files of the image that was pulled have the sum %q, want %s", got, img.sum)
 	}
 }
 
@@ -142,8 +280,9 @@ func (h *home) processes(t *testing.T) []string {
 }
 
 // kuser is one user's work, and what was acknowledged of it. Keys are "tag N",
-// "container N", "volume N" and "file N"; the values what they must have: "" for
-// absence. maybe has those whose last change was cut off, with what it was to be.
+// "container N", "volume N", "file N" and, of the one that pulls and does nothing
+// else, "image"; the values what they must have: "" for absence. maybe has those
+// whose last change was cut off, with what it was to be.
 type kuser struct {
 	h     *home
 	ref   string
@@ -154,6 +293,9 @@ type kuser struct {
 	count int
 	acked int
 	lost  int
+	pulls bool
+
+	killing *atomic.Bool // commands may fail from now on
 }
 
 func newKuser(h *home, ref, name string, seed uint64) *kuser {
@@ -170,6 +312,9 @@ func (u *kuser) change(t *testing.T, key, value string, args ...string) {
 		u.is[key] = value
 		u.acked++
 		return
+	}
+	if !u.killing.Load() {
+		t.Errorf("%q failed, and nobody was killed: %+v", args, r)
 	}
 	u.maybe[key] = value
 	u.lost++
@@ -192,14 +337,16 @@ func (u *kuser) having(kind string) string {
 
 func (u *kuser) step(t *testing.T) {
 	u.count++
+	if u.pulls {
+		u.repull(t)
+		return
+	}
 	fresh := fmt.Sprintf("%s%d", u.name, u.count)
 	files := "files-" + u.name + ":/files"
 	file, value := fmt.Sprintf("%s-file%d", u.name, u.rnd.IntN(4)), fmt.Sprint(u.count)
 	write := fmt.Sprintf("echo %s > /files/%s.new && mv /files/%[2]s.new /files/%[2]s && sync", value, file)
 	switch u.rnd.IntN(9) {
-	case 0:
-		u.h.try(t, "", "sampan", "pull", "-q", u.ref)
-	case 1:
+	case 0, 1:
 		u.change(t, "tag "+fresh+":1", "there", "tag", u.ref, fresh+":1")
 	case 2:
 		if tag := u.having("tag"); tag != "" {
@@ -228,6 +375,17 @@ func (u *kuser) step(t *testing.T) {
 	}
 }
 
+// repull pulls the user's image, or removes it when it is there.
+func (u *kuser) repull(t *testing.T) {
+	if _, open := u.maybe["image"]; open { // whatever becomes of it, it may be there
+		u.h.try(t, "", "sampan", "pull", "-q", u.ref)
+	} else if u.is["image"] == "" {
+		u.change(t, "image", "there", "pull", "-q", u.ref)
+	} else {
+		u.change(t, "image", "", "rmi", u.ref)
+	}
+}
+
 // check compares what is there with what was acknowledged; what was cut off may
 // be either, and is what it is from now on.
 func (u *kuser) check(t *testing.T) {
@@ -240,10 +398,17 @@ func (u *kuser) check(t *testing.T) {
 			}
 		}
 	}
-	collect("tag", u.h.sampan(t, "images", "--format", "{{.Repository}}:{{.Tag}}"))
+	images := u.h.sampan(t, "images", "--format", "{{.Repository}}:{{.Tag}}")
+	if u.pulls && slices.Contains(strings.Fields(images), u.ref) {
+		found["image"] = "there"
+	}
+	collect("tag", images)
 	collect("container", u.h.sampan(t, "ps", "-a", "--format", "{{.Names}}"))
 	collect("volume", u.h.sampan(t, "volume", "ls", "-q"))
-	list := u.h.sampan(t, "run", "--rm", "-v", "files-"+u.name+":/files", u.ref, "sh", "-c", "cd /files; for f in "+u.name+"-file?; do [ ! -e $f ] || echo $f $(cat $f); done")
+	list := ""
+	if !u.pulls {
+		list = u.h.sampan(t, "run", "--rm", "-v", "files-"+u.name+":/files", u.ref, "sh", "-c", "cd /files; for f in "+u.name+"-file?; do [ ! -e $f ] || echo $f $(cat $f); done")
+	}
 	for _, line := range strings.Split(strings.TrimSpace(list), "\n") {
 		if name, value, ok := strings.Cut(line, " "); ok {
 			found["file "+name] = value
