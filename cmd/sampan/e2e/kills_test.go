@@ -387,7 +387,8 @@ func (u *kuser) repull(t *testing.T) {
 }
 
 // check compares what is there with what was acknowledged; what was cut off may
-// be either, and is what it is from now on.
+// be either, and is what it is from now on: a file that was renamed when the
+// process was killed before its sync is synced here.
 func (u *kuser) check(t *testing.T) {
 	t.Helper()
 	found := map[string]string{}
@@ -407,7 +408,7 @@ func (u *kuser) check(t *testing.T) {
 	collect("volume", u.h.sampan(t, "volume", "ls", "-q"))
 	list := ""
 	if !u.pulls {
-		list = u.h.sampan(t, "run", "--rm", "-v", "files-"+u.name+":/files", u.ref, "sh", "-c", "cd /files; for f in "+u.name+"-file?; do [ ! -e $f ] || echo $f $(cat $f); done")
+		list = u.h.sampan(t, "run", "--rm", "-v", "files-"+u.name+":/files", u.ref, "sh", "-c", "cd /files; sync; for f in "+u.name+"-file?; do [ ! -e $f ] || echo $f $(cat $f); done")
 	}
 	for _, line := range strings.Split(strings.TrimSpace(list), "\n") {
 		if name, value, ok := strings.Cut(line, " "); ok {
