@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"io/fs"
@@ -50,7 +51,7 @@ func TestKillAtEveryChange(t *testing.T) {
 		{"create", "--name", "next", "-v", "/anonymous", ref, "true"},
 		{"rm", "-v", "next"},
 	}
-	faultPoints(t, script, next, 5)
+	faultPoints(t, script, next, 5, func(*testing.T, *home, int) {})
 }
 
 // The same with containers that run.
@@ -60,17 +61,34 @@ func TestKillAtChangesOfRun(t *testing.T) {
 	script := [][]string{
 		{"pull", "-q", ref},
 		{"volume", "create", "named"}, // or a crash within run may leave it
-		{"run", "--name", "done", "-v", "named:/named", "-v", "/anonymous", ref, "sh", "-c", "echo kept > /named/file; sync"},
-		{"run", "--rm", "-v", "named:/named", ref, "cat", "/named/file"},
+		{"run", "--name", "done", "-v", "named:/named", "-v", "/anonymous", ref, "sh", "-c", replaceFile("/named/file", "kept") + replaceFile("/mine", "kept")},
+		{"run", "--rm", "-v", "named:/named", ref, "sh", "-c", replaceFile("/named/file", "again")},
 		{"run", "-d", "--name", "on", ref, "sleep", "1000"},
 		{"rm", "-v", "-f", "on"},
 		{"rm", "-v", "done"},
 	}
-	next := [][]string{
-		{"pull", "-q", ref},
-		{"run", "--rm", "-v", "named:/named", ref, "true"},
-	}
-	faultPoints(t, script, next, 50)
+	faultPoints(t, script, [][]string{{"pull", "-q", ref}}, 50, func(t *testing.T, h *home, done int) {
+		may := [][]string{0: {""}, 1: {""}, 2: {"", "kept\n"}, 3: {"kept\n", "again\n"}, 4: {"again\n"}}[min(done, 4)]
+		got := h.sampan(t, "run", "--rm", "-v", "named:/named", ref, "sh", "-c", "[ ! -e /named/file ] || cat /named/file")
+		if !slices.Contains(may, got) {
+			t.Errorf("%d commands were acknowledged, and the volume's file has %q, want one of %q", done, got, may)
+		}
+		if !strings.Contains(h.sampan(t, "ps", "-a", "--format", "{{.Names}}"), "done\n") {
+			return // whether it may be gone, its state has told
+		}
+		file := filepath.Join(t.TempDir(), "mine")
+		r := h.try(t, "", "sampan", "cp", "done:/mine", file)
+		b, err := os.ReadFile(file)
+		if whole := err == nil && string(b) == "kept\n"; !whole && (done > 2 || r.code == 0) {
+			t.Errorf("%d commands were acknowledged, and the container's own file has %q, %v: %+v", done, b, err, r)
+		}
+	})
+}
+
+// replaceFile is a command of a shell after which a file has a new line, whole and
+// safe, and before which it has the old one.
+func replaceFile(path, line string) string {
+	return fmt.Sprintf("echo %s > %[2]s.new; sync; mv %[2]s.new %[2]s; sync; ", line, path)
 }
 
 // faultImage is an image of two layers, one of them kept as it comes, in a
@@ -108,9 +126,12 @@ func faultImage(t *testing.T) string {
 
 // faultPoints runs script once to the end, and then again and again with
 // sampand killed at its first, second, … change; of these only one in every is
-// taken, other ones as root than as an ordinary user, unless it is night. Each time the home's state must be that before or after the command
-// that was under way, and the commands of next must work.
-func faultPoints(t *testing.T, script, next [][]string, every int) {
+// taken, other ones as root than as an ordinary user, unless it is night. Each
+// time the home's state must be that before or after the command that was under
+// way, the image be what was pulled to the last byte, the commands of next must
+// work, and check be content with what is there when so many commands of the
+// script were acknowledged.
+func faultPoints(t *testing.T, script, next [][]string, every int, check func(t *testing.T, h *home, done int)) {
 	h := newHome(t)
 	tr := h.startTrapped(t, 0)
 	states := []string{h.state(t)}
@@ -122,6 +143,7 @@ func faultPoints(t *testing.T, script, next [][]string, every int) {
 	h.untidy(t)
 	ops := tr.done()
 	tr.end(t)
+	image := h.pulledAndSaved(t, next[0])
 	t.Logf("%d changes", len(ops))
 	if t.Failed() || testing.Verbose() {
 		t.Log(strings.Join(ops, "\n"))
@@ -131,7 +153,7 @@ func faultPoints(t *testing.T, script, next [][]string, every int) {
 	for range 2 {
 		wg.Go(func() {
 			for n := range points {
-				t.Run(fmt.Sprint(n), func(t *testing.T) { faultPoint(t, script, next, states, n) })
+				t.Run(fmt.Sprint(n), func(t *testing.T) { faultPoint(t, script, next, states, image, n, check) })
 			}
 		})
 	}
@@ -157,7 +179,7 @@ func split(command []string) (program string, args []string) {
 	return "sampan", command
 }
 
-func faultPoint(t *testing.T, script, next [][]string, states []string, n int) {
+func faultPoint(t *testing.T, script, next [][]string, states []string, image string, n int, check func(t *testing.T, h *home, done int)) {
 	h := newHome(t)
 	tr := h.startTrapped(t, n)
 	done := 0
@@ -187,9 +209,17 @@ func faultPoint(t *testing.T, script, next [][]string, states []string, n int) {
 	if !slices.Contains(may, state) {
 		t.Errorf("killed at %s with %d commands acknowledged: found\n%s\nwant one of\n%s", at, done, state, strings.Join(may, "\nor\n"))
 	}
+	saved := h.saved(t, state)
+	if saved == "" {
+		saved = h.pulledAndSaved(t, next[0])
+	}
+	if saved != image {
+		t.Errorf("the image is saved with the digest %s, want %s", saved, image)
+	}
 	for _, args := range next {
 		h.sampan(t, args...)
 	}
+	check(t, h, done)
 	h.untidy(t)
 	if t.Failed() {
 		t.Logf("killed at change %d, %s\n%s", n, at, tr.log.Bytes())
@@ -214,15 +244,42 @@ func mayBe(script [][]string, states []string, done int) []string {
 	return may
 }
 
-var anonymousVolume = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
+var (
+	anonymousVolume = regexp.MustCompile(`(^|[^:0-9a-f])[0-9a-f]{64}\b`)
+	imageID         = regexp.MustCompile(`\bsha256:[0-9a-f]{64}\b`)
+	containerLine   = regexp.MustCompile(`(?m)^container (\S+) `)
+	ownName         = regexp.MustCompile(`\b[0-9a-f]{12}\b`) // of a host: the container's identifier
+)
 
-// state is what the home holds: as its user sees it, and the image store's files
-// with their sizes.
+// saved is the digest of an archive with the whole image of a state, or "" when
+// there is none.
+func (h *home) saved(t testing.TB, state string) string {
+	t.Helper()
+	id := imageID.FindString(state)
+	if id == "" {
+		return ""
+	}
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(h.sampan(t, "save", id))))
+}
+
+// pulledAndSaved is that of an image that a command pulls.
+func (h *home) pulledAndSaved(t testing.TB, pull []string) string {
+	t.Helper()
+	h.sampan(t, pull...)
+	sum := h.saved(t, h.state(t))
+	if sum == "" {
+		t.Fatalf("%q: there is no image", pull)
+	}
+	return sum
+}
+
+// state is what the home holds: as its user sees it, what its containers were
+// made with, and the image store's files with their sizes.
 func (h *home) state(t testing.TB) string {
 	t.Helper()
 	var b strings.Builder
 	for _, args := range [][]string{
-		{"images", "--format", "image {{.Repository}}:{{.Tag}}"},
+		{"images", "--no-trunc", "--format", "image {{.Repository}}:{{.Tag}} {{.ID}}"},
 		{"ps", "-a", "--format", "container {{.Names}} {{.Image}} {{.State}}"},
 		{"volume", "ls", "--format", "volume {{.Name}}"},
 	} {
@@ -230,8 +287,13 @@ func (h *home) state(t testing.TB) string {
 		slices.Sort(lines)
 		b.WriteString(strings.Join(lines, "\n") + "\n")
 	}
-	found := anonymousVolume.ReplaceAllString(b.String(), "(anonymous)")
-	for _, dir := range []string{"layers", "blobs"} {
+	for _, line := range containerLine.FindAllStringSubmatch(b.String(), -1) {
+		// One of --rm may go meanwhile.
+		made := h.try(t, "", "sampan", "inspect", "-f", "{{json .Config}} {{json .HostConfig}} {{json .Mounts}}", line[1]).stdout
+		b.WriteString(line[1] + " " + ownName.ReplaceAllString(made, "(short id)"))
+	}
+	found := anonymousVolume.ReplaceAllString(b.String(), "${1}(anonymous)")
+	for _, dir := range []string{"layers", "recipes", "blobs"} {
 		entries, err := os.ReadDir(filepath.Join(h.dir, "images", dir))
 		if err != nil {
 			t.Fatal(err)

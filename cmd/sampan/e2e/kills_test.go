@@ -190,7 +190,7 @@ func (h *home) empty(t *testing.T) {
 			h.sampan(t, append(remove, slices.Compact(names)...)...)
 		}
 	}
-	for _, dir := range []string{"layers", "blobs", "tmp"} {
+	for _, dir := range []string{"layers", "recipes", "blobs", "tmp"} {
 		entries, err := os.ReadDir(filepath.Join(h.dir, "images", dir))
 		if err != nil && !os.IsNotExist(err) {
 			t.Error(err)
