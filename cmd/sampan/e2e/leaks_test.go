@@ -210,10 +210,32 @@ func (h *home) planted(t *testing.T, before use) {
 			t.Fatal(err)
 		}
 	}
+	for range 16 {
+		defer halfSent(t, filepath.Join(h.dir, "docker.sock"), 1<<20).Close()
+	}
+	eventually(t, 20*time.Second, "the daemon holds what was sent by halves", func() bool { return h.use(t).DaemonMemory > before.DaemonMemory+16<<20 })
 	found := strings.Join(leaks(before, h.use(t)), "\n")
-	for _, want := range []string{"the daemon's goroutines", "the daemon's open files", "the agent's goroutines", "the agent's open files"} {
+	t.Logf("planted:\n%s", found)
+	for _, want := range []string{"the daemon's goroutines", "the daemon's open files", "the daemon's memory", "the agent's goroutines", "the agent's open files"} {
 		if !strings.Contains(found, want) {
 			t.Errorf("a planted leak of %s was not noticed; found:\n%s", want, found)
 		}
 	}
+}
+
+// halfSent is a request to make a container whose description has begun, and has
+// come to so many bytes, which the daemon keeps until it has the rest.
+func halfSent(t *testing.T, socket string, size int) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	_, err = fmt.Fprintf(conn, "POST /containers/create HTTP/1.1\r\nHost: sampan\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n{\"Image\": \"%s",
+		2*size, strings.Repeat("x", size))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
 }
