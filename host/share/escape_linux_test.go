@@ -32,7 +32,7 @@ func TestEscape(t *testing.T) {
 	check(t, os.Symlink("../outside", inside+"/y"))
 	check(t, os.Symlink(outside+"/f", inside+"/l"))
 	check(t, os.Symlink(outside, inside+"/z"))
-	tree := NewTree(Options{MaxFiles: 24})
+	tree := NewTree(Options{MaxFiles: 24, Log: strict(t)})
 	e, err := tree.Export(inside, false)
 	check(t, err)
 	s := tree.server

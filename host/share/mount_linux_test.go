@@ -120,7 +120,7 @@ func mountAs(t *testing.T, uid int, fsType string) mounted {
 		ro: filepath.Join(mnt, exportName(exportKey(host, true), 2)), uid: uid}
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -201,6 +201,11 @@ func (s *session) serve(head *[writeInSize]byte, in, out [][]byte) (int, fuse.St
 	if n == 0 && !code.Ok() {
 		return fail(out, h, code)
 	}
+	// A link's target is the one answer whose size nothing in the request tells.
+	var length [4]byte
+	if gather(length[:], out, 0); n > 0 && int(nativeUint32(length[:])) != n {
+		return fail(out, h, fuse.EIO)
+	}
 	return n, code
 }
 
