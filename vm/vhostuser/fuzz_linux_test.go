@@ -3,6 +3,7 @@ package vhostuser
 import (
 	"bytes"
 	"log/slog"
+	"os"
 	"testing"
 	"time"
 	"unsafe"
@@ -53,7 +54,8 @@ func FuzzChain(f *testing.F) {
 }
 
 // FuzzServe sends anything a front end could: {request u8, files u8, length
-// u8, payload} again and again.
+// u8, payload} again and again. Whatever it was, nothing that came with it is
+// open or mapped once Serve has returned.
 func FuzzServe(f *testing.F) {
 	msg := func(r request, files byte, payload ...byte) []byte {
 		return append([]byte{byte(r), files, byte(len(payload))}, payload...)
@@ -77,13 +79,14 @@ func FuzzServe(f *testing.F) {
 		msg(reqGetVringBase, 0, state(1, 0)...),
 		msg(reqResetOwner, 0),
 	}, nil))
-	memfd, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
+	memfd, err := unix.MemfdCreate("fuzzed", unix.MFD_CLOEXEC)
 	must(f, err)
 	must(f, unix.Ftruncate(memfd, 64<<10))
 	eventfd, err := unix.Eventfd(1, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	must(f, err)
 	log := slog.New(slog.DiscardHandler)
 	f.Fuzz(func(t *testing.T, script []byte) {
+		open := descriptors(t)
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		must(t, err)
 		ours, theirs := unixConn(t, fds[0]), unixConn(t, fds[1])
@@ -117,12 +120,29 @@ func FuzzServe(f *testing.F) {
 			t.Fatal("Serve outlives its front end")
 		}
 		ours.Close()
+		if now := descriptors(t); now != open {
+			t.Errorf("%d descriptors are open, %d were", now, open)
+		}
+		maps, err := os.ReadFile("/proc/self/maps")
+		must(t, err)
+		if n := bytes.Count(maps, []byte("/memfd:fuzzed")); n != 0 {
+			t.Errorf("the guest's memory is mapped %d times still", n)
+		}
 	})
+}
+
+// descriptors is how many this process has open.
+func descriptors(t testing.TB) int {
+	t.Helper()
+	dir, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	return len(dir)
 }
 
 // FuzzDevice runs the vsock device on two rings in memory that a hostile guest
 // fills, and changes meanwhile: descriptors, indices, packets. script is
-// {where u16, what u8, do u8} again and again.
+// {where u16, what u8, do u8} again and again. At the end nobody holds the memory,
+// and there is no connection.
 func FuzzDevice(f *testing.F) {
 	const size, rings = 16, 0x800 // of each ring, with its descriptors
 	packet := make([]byte, vsockHeaderSize)
@@ -202,6 +222,14 @@ func FuzzDevice(f *testing.F) {
 			if q.inflight != 0 {
 				t.Errorf("%d chains are out", q.inflight)
 			}
+			q.detach(0)
+		}
+		if n := m.refs.Load(); n != 1 {
+			t.Errorf("%d hold the memory", n-1)
+		}
+		must(t, v.Close())
+		if len(v.conns) != 0 || len(v.listeners) != 0 {
+			t.Errorf("%d connections and %d listeners are left", len(v.conns), len(v.listeners))
 		}
 	})
 }
