@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -43,6 +44,7 @@ func TestShare(t *testing.T) {
 	t.Run("agree", func(t *testing.T) { testShareAgrees(t, h, dir) })
 	t.Run("replace", func(t *testing.T) { testShareReplace(t, h, dir) })
 	t.Run("sync", func(t *testing.T) { testShareSync(t, h, dir) })
+	t.Run("locks", func(t *testing.T) { testShareLocks(t, h) })
 }
 
 // testShareSync has `sync` in a container bring what it wrote to the host's
@@ -89,35 +91,60 @@ func testShareSuite(t *testing.T, h *home) {
 }
 
 // testShareAppend has two containers and the host append to one file at once.
+// At each of the marks a container waits until the other has got there and the
+// host has said so in the file, and the host goes on until both are done: so
+// lines of all three lie among each other, however fast one of them is.
 func testShareAppend(t *testing.T, h *home, dir string) {
 	const each = 100
+	marks := []int{1, 34, 67}
 	log := filepath.Join(dir, "log")
 	if err := os.WriteFile(log, nil, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	script := fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo $0 $i; i=$((i+1)); done >> /w/log", each)
-	var cmds []*exec.Cmd
+	script := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do
+		case $i in %d|%d|%d) until grep -q "^mark $i$" /w/log; do :; done;; esac
+		echo $0 $i; i=$((i+1)); done >> /w/log`, each, marks[0], marks[1], marks[2])
+	done := make(chan error, 2)
 	for _, name := range []string{"one", "two"} {
 		cmd := h.command(t, "sampan", "exec", name, "sh", "-c", script, name)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		cmds = append(cmds, cmd)
+		go func() { done <- cmd.Wait() }()
 	}
 	f, err := os.OpenFile(log, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	for i := range each {
-		if _, err := fmt.Fprintf(f, "host %d\n", i); err != nil {
+	say := func(who string, n int) {
+		if _, err := fmt.Fprintf(f, "%s %d\n", who, n); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Millisecond) // among the containers' lines
 	}
-	for _, cmd := range cmds {
-		if err := cmd.Wait(); err != nil {
-			t.Fatal(err)
+	lines, marked := 0, 0
+	for end, running := time.Now().Add(time.Minute), 2; running > 0 || lines < each; lines++ {
+		if time.Now().After(end) {
+			t.Fatalf("after a minute %d of the containers still append, %d marks are reached", running, marked)
+		}
+		say("host", lines)
+		if marked < len(marks) {
+			b, err := os.ReadFile(log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			there := func(who string) bool { return bytes.Contains(b, fmt.Appendf(nil, "%s %d\n", who, marks[marked]-1)) }
+			if there("one") && there("two") {
+				say("mark", marks[marked])
+				marked++
+			}
+		}
+		select {
+		case err := <-done:
+			if running--; err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(time.Millisecond): // among the containers' lines
 		}
 	}
 	b, err := os.ReadFile(log)
@@ -125,18 +152,55 @@ func testShareAppend(t *testing.T, h *home, dir string) {
 		t.Fatal(err)
 	}
 	next := map[string]int{}
+	marked = 0
 	for line := range strings.Lines(string(b)) {
-		who, number, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if n, err := strconv.Atoi(number); err != nil || n != next[who] {
+		who, number, whole := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		n, err := strconv.Atoi(number)
+		if who == "mark" && marked < len(marks) && n == marks[marked] {
+			marked++
+			if next["one"] != n || next["two"] != n || next["host"] == 0 {
+				t.Fatalf("mark %d is behind %v", n, next)
+			}
+			continue
+		}
+		if err != nil || !whole || !strings.HasSuffix(line, "\n") || n != next[who] {
 			t.Fatalf("%q where %d comes next", line, next[who])
 		}
 		next[who]++
 	}
-	if len(next) != 3 || next["one"] != each || next["two"] != each || next["host"] != each {
-		t.Errorf("lines: %v", next)
+	if len(next) != 3 || next["one"] != each || next["two"] != each || next["host"] != lines || marked != len(marks) {
+		t.Errorf("lines: %v, and %d of the host; %d marks", next, lines, marked)
 	}
 	if got := h.sampan(t, "exec", "two", "cat", "/w/log"); got != string(b) {
 		t.Errorf("the container reads %d bytes, the host %d; or others", len(got), len(b))
+	}
+}
+
+// testShareLocks has one container lock a file, whole and a part: another can do
+// neither, until the first is killed, which it is.
+func testShareLocks(t *testing.T, h *home) {
+	lock := func(name string, options ...string) []string {
+		return slices.Concat([]string{"exec", "-e", "SAMPAN_POSIX_LOCK=/w/lock"}, options,
+			[]string{name, "/bin.host/posix.test", "-test.run", "^TestLock$"})
+	}
+	const free, taken = "flock: <nil>, record: <nil>\n", "flock: resource temporarily unavailable, record: resource temporarily unavailable\n"
+	holder := h.command(t, "sampan", lock("one", "-e", "SAMPAN_POSIX_HOLD=1")...)
+	stdout, err := holder.StdoutPipe()
+	if err := errors.Join(err, holder.Start()); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != free {
+		t.Fatalf("the first container says %q, %v", line, err)
+	}
+	if got := h.sampan(t, lock("two")...); !strings.HasPrefix(got, taken) {
+		t.Errorf("beside a container that holds the locks: %q", got)
+	}
+	h.sampan(t, "kill", "one")
+	if err := holder.Wait(); err == nil {
+		t.Error("what ran in the killed container has succeeded")
+	}
+	if got := h.sampan(t, lock("two")...); !strings.HasPrefix(got, free) {
+		t.Errorf("after that container was killed: %q", got)
 	}
 }
 
