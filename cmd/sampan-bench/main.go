@@ -137,7 +137,9 @@ const footer = `
   blocks of it, at 12 µs each. A third of them are Go's (its runtime, protobuf, JSON,
   netlink), in two programs.
 - **Shares**: a FUSE request is a wake-up of the host and one of the guest; fewer
-  requests (write-back, longer validity) would move the small files.
+  requests would move the small files. Those that are left buy something: that the
+  host's changes are seen at the next open, and that what is written is with the
+  host when the call returns (docs/sharing.md: why nothing is kept back).
 - **Outwards, and names outside**: each packet goes through the guest's TCP, QEMU and
   a TCP stack in the daemon. Relaying in the guest, over vsock, would save the two.
 - **Pulls**: what the layers' gzip takes; zstd's is unpacked faster.

@@ -25,13 +25,14 @@ names() { mkdir $d/n && cd $d/n && echo x >a && ln a b && mv a c && ln -s c l &&
 readonly() { ! echo x >/run/h/RO/new && ! echo x >/run/i/new && cat /run/i/layer >/dev/null; }
 create() { mkdir $d/many && cd $d/many && i=0 && while [ $i -lt 2000 ]; do echo $i >f$i; i=$((i+1)); done; }
 list() { [ "$(ls -l $d/many | wc -l)" = 2001 ]; }
+queues() { for cpu in 0 1; do taskset $((1<<cpu)) stat $d/many/f$cpu >/dev/null || return 1; done; }
 back() { cat $d/many/* >/dev/null; }
 write() { dd if=/dev/zero of=$d/w bs=1M count=100 conv=fsync 2>/dev/null; }
 readhost() { [ "$(cat $d/big | sha256sum | cut -c1-64)" = SUM ]; }
 readcold() { dd if=$d/cold of=/dev/null bs=1M 2>/dev/null; }
 readagain() { dd if=$d/cold of=/dev/null bs=1M 2>/dev/null; }
 step user user; step names names; step readonly readonly
-step create create; step list list; step back back; step write write
+step create create; step list list; step queues queues; step back back; step write write
 step readhost readhost; step readcold readcold; step readagain readagain; step sync sync
 for b in /sys/class/bdi/*/read_ahead_kb; do echo 1024 >$b; done; echo 3 >/proc/sys/vm/drop_caches
 step bigreads readcold
@@ -66,16 +67,26 @@ func TestInVM(t *testing.T) {
 	bundle, err := kernel.Open(dir)
 	check(t, err)
 	check(t, overlayInit(bundle, initrd, script))
-	reads := &sizes{FUSEServer: tree.Server(), ops: map[uint32]int{}}
+	reads := &sizes{FUSEServer: tree.Server(), ops: map[uint32]int{}, rings: map[int]int{}}
 	out := bootShares(t, bundle.Kernel, initrd, map[string]vm.FUSEServer{"host": reads, "images": store})
-	t.Logf("largest answer %d bytes, requests by opcode %v\n%s", reads.max, reads.ops, out)
-	for _, step := range []string{"user", "names", "readonly", "create", "list", "back", "write", "readhost", "readcold", "readagain", "sync", "bigreads", "remount"} {
+	t.Logf("largest answer %d bytes, requests by opcode %v, by ring %v\n%s", reads.max, reads.ops, reads.rings, out)
+	for _, step := range []string{"user", "names", "readonly", "create", "list", "queues", "back", "write", "readhost", "readcold", "readagain", "sync", "bigreads", "remount"} {
 		if !strings.Contains(out, "ok "+step) {
 			t.Errorf("no ok for %q", step)
 		}
 	}
 	if reads.max < 128<<10 {
 		t.Errorf("largest read is %d bytes", reads.max)
+	}
+	// Each processor of the guest has a ring of its own; ring 0 is for what must
+	// not wait.
+	urgent := reads.ops[opForget] + reads.ops[opBatchForget] + reads.ops[opInterrupt]
+	if reads.rings[1] == 0 || reads.rings[2] == 0 || reads.rings[0] != urgent || len(reads.rings) != 1+requestQueues {
+		t.Errorf("requests by ring: %v, of which %d are urgent", reads.rings, urgent)
+	}
+	// With a page of a folder the kernel asks for the attributes as well.
+	if reads.ops[opReadDirPlus] == 0 || reads.ops[opReadDir] != 0 {
+		t.Errorf("%d READDIRPLUS, %d READDIR", reads.ops[opReadDirPlus], reads.ops[opReadDir])
 	}
 	if n := len(tree.server.fs().nodes) + len(tree.server.fs().handles); n != 0 {
 		t.Logf("%d nodes and handles after power-off", n)

@@ -28,12 +28,42 @@ func sha(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// sizes notes the largest answer of a server, and what it is asked.
+// sizes notes the largest answer of a server, and what it is asked, by ring.
 type sizes struct {
 	vm.FUSEServer
-	mu  sync.Mutex
-	max int
-	ops map[uint32]int
+	mu    sync.Mutex
+	max   int
+	ops   map[uint32]int
+	rings map[int]int
+}
+
+// requestQueues is what the devices have: one for each of the guest's processors.
+const requestQueues = 2
+
+// byRing is a virtio-fs device that tells sizes from which ring a request comes.
+type byRing struct {
+	*vhostuser.FS
+	server vm.FUSEServer
+}
+
+func (d byRing) Serve(q *vhostuser.Queue) error {
+	if s, ok := d.server.(*sizes); ok {
+		return vhostuser.NewFS(ring{s, q.Index()}, requestQueues).Serve(q)
+	}
+	return d.FS.Serve(q)
+}
+
+// ring is the server for one ring's requests.
+type ring struct {
+	*sizes
+	index int
+}
+
+func (r ring) HandleRequest(in, out [][]byte) (int, fuse.Status) {
+	r.mu.Lock()
+	r.rings[r.index]++
+	r.mu.Unlock()
+	return r.sizes.HandleRequest(in, out)
 }
 
 func (s *sizes) HandleRequest(in, out [][]byte) (int, fuse.Status) {
@@ -94,10 +124,10 @@ func bootShares(t *testing.T, kernel, initrd string, shares map[string]vm.FUSESe
 		cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
 		cmd.Args = append(cmd.Args,
 			"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", tag, 2+len(cmd.ExtraFiles)),
-			"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=%s,queue-size=1024,tag=%s", tag, tag))
+			"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=%s,queue-size=1024,num-request-queues=%d,tag=%s", tag, requestQueues, tag))
 		backends.Go(func() {
 			log := slog.New(slog.NewTextHandler(t.Output(), nil))
-			if err := vhostuser.Serve(conn.(*net.UnixConn), vhostuser.NewFS(server, 1), log); err != nil {
+			if err := vhostuser.Serve(conn.(*net.UnixConn), byRing{vhostuser.NewFS(server, requestQueues), server}, log); err != nil {
 				t.Errorf("%s: %v", tag, err)
 			}
 		})
