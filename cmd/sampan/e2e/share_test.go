@@ -179,6 +179,7 @@ func testShareAppend(t *testing.T, h *home, dir string) {
 // testShareLocks has one container lock a file, whole and a part: another can do
 // neither, until the first is killed, which it is.
 func testShareLocks(t *testing.T, h *home) {
+	onceAsUser(t)
 	lock := func(name string, options ...string) []string {
 		return slices.Concat([]string{"exec", "-e", "SAMPAN_POSIX_LOCK=/w/lock"}, options,
 			[]string{name, "/bin.host/posix.test", "-test.run", "^TestLock$"})
