@@ -1,20 +1,28 @@
 package share
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protodelim"
+
+	"sampan/proto"
 )
 
 // complaints fails a test for each error in the log: a panic is answered with
@@ -40,7 +48,15 @@ func strict(t testing.TB) *slog.Logger {
 // There is no panic; each answer fits; nothing but what is in the writable
 // export changes; the guest's account of nodes and handles is ours, and when it
 // has given all of them back nothing of them is left.
-func FuzzHandleRequest(f *testing.F) {
+func FuzzHandleRequest(f *testing.F) { fuzzHostile(f, false, hostileScripts()) }
+
+// FuzzReplays is FuzzHandleRequest with an agent that is told of what the host
+// changes, which is as hostile: it answers when and what it likes, and requests
+// may be the replaying thread's. What the guest knows depends on when the host's
+// events arrive, so the accounts are compared at the end only.
+func FuzzReplays(f *testing.F) { fuzzHostile(f, true, replayScripts()) }
+
+func fuzzHostile(f *testing.F, replays bool, scripts [][]byte) {
 	base := memoryDir(f)
 	for _, dir := range []string{"ro", "outside"} {
 		if err := fill(base + "/" + dir); err != nil {
@@ -48,7 +64,7 @@ func FuzzHandleRequest(f *testing.F) {
 		}
 	}
 	before := snapshot(f, base, "ro", "outside")
-	for _, script := range hostileScripts() {
+	for _, script := range scripts {
 		f.Add(script)
 	}
 	f.Fuzz(func(t *testing.T, script []byte) {
@@ -58,7 +74,7 @@ func FuzzHandleRequest(f *testing.F) {
 		defer os.RemoveAll(base + "/rw")
 		check(t, fill(base+"/rw"))
 		open := descriptors(t)
-		g := newHostile(t, base, 8+int(script[0])%32)
+		g := newHostile(t, base, 8+int(script[0])%32, replays)
 		stuck := time.AfterFunc(30*time.Second, func() { panic(fmt.Sprintf("a request hangs: %q", script)) })
 		defer stuck.Stop()
 		for n, rest := 0, script[1:]; len(rest) >= 6 && n < 64; n++ {
@@ -167,10 +183,17 @@ type hostile struct {
 	nodes   map[uint64]uint64
 	handles map[uint64]bool
 	buf     []byte
+	agent   *hostileAgent // nil: none is told
 }
 
-func newHostile(t *testing.T, base string, limit int) *hostile {
-	g := &hostile{t: t, base: base, tree: NewTree(Options{MaxFiles: limit, Log: strict(t)}), buf: make([]byte, 1<<16)}
+func newHostile(t *testing.T, base string, limit int, replays bool) *hostile {
+	g := &hostile{t: t, base: base, buf: make([]byte, 1<<16)}
+	opts := Options{MaxFiles: limit, Log: strict(t)}
+	if replays {
+		g.agent = &hostileAgent{told: make(chan uint32, 1000)}
+		opts.Replays = g.agent.dial
+	}
+	g.tree = NewTree(opts)
 	var err error
 	g.rw, err = g.tree.Export(base+"/rw", false)
 	check(t, err)
@@ -231,7 +254,64 @@ const (
 	hostWrites   = 242
 	hostWithdraw = 243
 	hostReplaces = 244
+	hostMakes    = 245 // the name in the body; a folder with an odd node
+	hostRenames  = 246 // f to the name in the body
+	hostWaits    = 247 // until the agent is told of something
+	agentAnswers = 248 // with the error in the body
 )
+
+// hostileAgent is what the host's changes are told to.
+type hostileAgent struct {
+	told chan uint32
+	seqs []uint32
+	mu   sync.Mutex
+	conn net.Conn // of the last dial
+}
+
+const replayThread = 4711
+
+func (a *hostileAgent) dial(context.Context) (io.ReadWriteCloser, error) {
+	ours, theirs := net.Pipe()
+	a.mu.Lock()
+	a.conn = theirs
+	a.mu.Unlock()
+	go func() {
+		if _, err := protodelim.MarshalTo(theirs, &proto.Replayed{Thread: replayThread}); err != nil {
+			return
+		}
+		in := bufio.NewReader(theirs)
+		for {
+			var r proto.Replay
+			if protodelim.UnmarshalFrom(in, &r) != nil {
+				return
+			}
+			select {
+			case a.told <- r.Seq:
+			default: // so many are of no use
+			}
+		}
+	}()
+	return ours, nil
+}
+
+// wait waits a little for the agent to be told of something.
+func (a *hostileAgent) wait() {
+	select {
+	case seq := <-a.told:
+		a.seqs = append(a.seqs, seq)
+	case <-time.After(5 * time.Millisecond):
+	}
+}
+
+// answer answers the op that it was told of n ops ago, once more perhaps.
+func (a *hostileAgent) answer(n int, errno uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.seqs) > 0 {
+		// Fails when the stream has ended.
+		_, _ = protodelim.MarshalTo(a.conn, &proto.Replayed{Seq: a.seqs[n%len(a.seqs)], Errno: errno})
+	}
+}
 
 func (g *hostile) step(head, body []byte) {
 	op, node, cut, room, caller := uint32(head[0]), head[1], head[2], head[3], head[4]
@@ -260,6 +340,31 @@ func (g *hostile) step(head, body []byte) {
 		g.closed = true
 		return
 	}
+	if g.agent != nil {
+		name := rw + "/" + strings.NewReplacer("/", "", "\x00", "").Replace(string(body))
+		switch op {
+		case hostMakes:
+			if node&1 != 0 {
+				_ = unix.Mkdir(name, 0o755)
+			} else if fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o644); err == nil {
+				unix.Close(fd)
+			}
+			return
+		case hostRenames:
+			_ = unix.Rename(rw+"/f", name)
+			return
+		case hostWaits:
+			g.agent.wait()
+			return
+		case agentAnswers:
+			errno := uint32(0)
+			if len(body) > 0 {
+				errno = uint32(body[0])
+			}
+			g.agent.answer(int(node), errno)
+			return
+		}
+	}
 	in := request(op, g.node(node), string(body))
 	g.live(op, in[inHeaderSize:])
 	if caller&0x80 != 0 {
@@ -267,6 +372,12 @@ func (g *hostile) step(head, body []byte) {
 	} else {
 		binary.LittleEndian.PutUint32(in[24:], uint32(caller)*100) // uid
 		binary.LittleEndian.PutUint32(in[28:], uint32(caller))     // gid
+	}
+	if g.agent != nil && caller&0xc0 == 0x40 {
+		binary.LittleEndian.PutUint32(in[32:], replayThread) // pid
+		if len(g.agent.seqs) > 0 {
+			binary.LittleEndian.PutUint32(in[28:], g.agent.seqs[int(caller&0x3f)%len(g.agent.seqs)])
+		}
 	}
 	if cut&0x80 != 0 { // less than it says that it is
 		in = in[:min(len(in), int(cut&0x7f))]
@@ -453,18 +564,22 @@ func (g *hostile) forget(in []byte) {
 
 // end compares the accounts, has the guest give everything back, and closes all.
 func (g *hostile) end() {
-	g.compare()
+	if g.agent == nil {
+		g.compare()
+	}
 	for fh := range g.handles {
 		g.call(request(18, 1, fh, uint64(0), uint64(0)))
 	}
 	for id, count := range g.nodes {
 		g.call(request(opForget, id, count))
 	}
-	g.empty(g.fs)
+	if g.agent == nil {
+		g.empty(g.fs)
+	}
 	g.rw.Close()
 	g.ro.Close()
 	check(g.t, g.tree.Close())
-	for _, f := range g.past {
+	for _, f := range append(g.past, g.fs) {
 		for end := time.Now().Add(10 * time.Second); f.held() != 0 && !g.t.Failed() && time.Now().Before(end); {
 			time.Sleep(50 * time.Microsecond)
 		}
@@ -525,6 +640,36 @@ func (g *hostile) compare() {
 	}
 	if t.files != files || files > t.max {
 		g.t.Errorf("%d descriptors in the account, %d in the table, of %d", t.files, files, t.max)
+	}
+}
+
+// replayScripts have the host change something, and the agent replay it.
+func replayScripts() [][]byte {
+	step := func(op, node, caller byte, body string) []byte {
+		return append([]byte{op, node, byte(inHeaderSize), 0, caller, byte(len(body))}, body...)
+	}
+	const thread = 0x40
+	wait, answer := step(hostWaits, 0, 0, ""), step(agentAnswers, 0, 0, "\x00")
+	look := step(1, 1, thread, "new\x00")
+	make1 := step(8, 1, thread, "\x00\x80\x00\x00"+string(make([]byte, 12))+"new\x00")
+	folder := step(9, 1, thread, string(make([]byte, 8))+"new\x00")
+	return [][]byte{
+		slices.Concat([]byte{31}, step(hostMakes, 0, 0, "new"), wait, look, make1, answer),
+		slices.Concat([]byte{31}, step(hostMakes, 1, 0, "new"), wait, look, folder, answer),
+		slices.Concat([]byte{31}, step(hostMakes, 0, 0, "new"), wait, look, make1, step(agentAnswers, 0, 0, "\x05"), answer),
+		slices.Concat([]byte{31}, step(hostRemoves, 0, 0, ""), wait, step(1, 1, thread, "f\x00"), step(10, 1, thread, "f\x00"), answer),
+		slices.Concat([]byte{31}, step(hostRemoves, 0, 0, ""), wait, step(1, 1, thread, "f\x00"), step(hostWithdraw, 0, 0, ""), step(10, 1, thread, "f\x00"), answer),
+		slices.Concat([]byte{31}, step(hostRemoves, 0, 0, ""), wait, step(1, 1, thread, "f\x00"), step(38, 0, 0, string(make([]byte, 8))), answer),
+		slices.Concat([]byte{31}, step(hostRenames, 0, 0, "new"), wait, step(1, 1, thread, "f\x00"), look, step(45, 1, thread, "\x01\x00\x00\x00\x00\x00\x00\x00"+string(make([]byte, 8))+"f\x00new\x00"), answer),
+		slices.Concat([]byte{31}, step(hostRenames, 0, 0, "new"), wait, look, step(agentAnswers, 0, 0, "\x02"), wait, wait, step(1, 1, thread|1, "f\x00"), step(10, 1, thread|1, "f\x00")),
+		slices.Concat([]byte{31}, step(hostWrites, 0, 0, "text"), wait, step(4, 2, thread, string(make([]byte, 88))), answer, wait, step(14, 2, thread|1, string(make([]byte, 8))), step(agentAnswers, 1, 0, "")),
+		slices.Concat([]byte{31}, step(hostRenames, 0, 0, "link"), wait, step(1, 1, thread, "f\x00"), step(1, 1, thread, "link\x00"),
+			step(45, 1, thread, "\x01\x00\x00\x00\x00\x00\x00\x00"+string(make([]byte, 8))+"f\x00link\x00"), answer),
+		// What is told is no longer so.
+		slices.Concat([]byte{31}, step(hostRemoves, 0, 0, ""), wait, step(hostMakes, 0, 0, "f"), step(1, 1, thread, "f\x00"), step(10, 1, thread, "f\x00"), answer, wait, answer),
+		slices.Concat([]byte{31}, step(hostRemoves, 0, 0, ""), wait, step(hostMakes, 0, 0, "f"), wait, step(hostRemoves, 0, 0, ""),
+			step(8, 1, thread|1, "\x00\x80\x00\x00"+string(make([]byte, 12))+"f\x00"), answer),
+		slices.Concat([]byte{0}, step(hostSwaps, 0, 0, ""), wait, step(1, 1, thread, "d\x00"), step(1, 1, thread, "up\x00"), step(hostReplaces, 0, 0, ""), wait, look, make1, step(16, 1, thread, string(make([]byte, 40)))),
 	}
 }
 
