@@ -20,10 +20,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io/fs"
 	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -63,6 +65,9 @@ type bridged struct {
 // containers reach each other only.
 func New(u *proto.Uplink) (*Network, error) {
 	n := &Network{replace: replaceTable, nets: map[string]*bridged{}, boxes: map[string]*box{}}
+	if err := setIPv6("default", false); err != nil {
+		return nil, err
+	}
 	if u == nil {
 		return n, nil
 	}
@@ -185,6 +190,9 @@ func uplinkUp(u *proto.Uplink) (string, error) {
 			return "", fmt.Errorf("set MTU %d: %w", u.Mtu, err)
 		}
 	}
+	if err := setIPv6(link.Attrs().Name, false); err != nil {
+		return "", err
+	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return "", fmt.Errorf("bring %s up: %w", link.Attrs().Name, err)
 	}
@@ -228,6 +236,11 @@ func (n *Network) bridgeLocked(spec *proto.Network) (*bridged, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", spec.Bridge, err)
 	}
+	if slices.ContainsFunc(spec.Gateways, isIPv6) {
+		if err := setIPv6(spec.Bridge, true); err != nil {
+			return nil, errors.Join(fmt.Errorf("bridge %s: %w", spec.Bridge, err), netlink.LinkDel(link))
+		}
+	}
 	for _, gw := range spec.Gateways {
 		if err := addAddress(nil, link, gw); err != nil {
 			return nil, errors.Join(fmt.Errorf("bridge %s: %w", spec.Bridge, err), netlink.LinkDel(link))
@@ -245,6 +258,26 @@ func (n *Network) bridgeLocked(spec *proto.Network) (*bridged, error) {
 		return nil, errors.Join(err, netlink.LinkDel(link))
 	}
 	return b, nil
+}
+
+func isIPv6(cidr string) bool {
+	p, err := netip.ParsePrefix(cidr)
+	return err == nil && p.Addr().Is6()
+}
+
+// setIPv6 says whether an interface of the guest's, or each that is made from now on
+// ("default"), knows IPv6. Most have no use for it, and would have the kernel make
+// addresses and tell everybody of them. Nothing to do where the kernel lacks it.
+func setIPv6(link string, on bool) error {
+	off := "1"
+	if on {
+		off = "0"
+	}
+	err := os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", link, "disable_ipv6"), []byte(off), 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // gateways4 are the bridge's IPv4 addresses.
