@@ -42,6 +42,11 @@ var sysctls = []sysctl{
 	{name: "net/ipv4/ip_forward", value: "1"},
 	{name: "net/ipv4/ip_unprivileged_port_start", value: "0"},
 	{name: "net/ipv4/ping_group_range", value: "0 2147483647"},
+	// What stays within a bridge is no business of the firewall's, which lets through
+	// what is for the outside. Where the kernel has br_netfilter built in, it would be.
+	{name: "net/bridge/bridge-nf-call-iptables", value: "0", optional: true},
+	{name: "net/bridge/bridge-nf-call-ip6tables", value: "0", optional: true},
+	{name: "net/bridge/bridge-nf-call-arptables", value: "0", optional: true},
 }
 
 // lateSysctls belong to modules that are loaded late.
