@@ -84,7 +84,7 @@ func TestRandomKills(t *testing.T) {
 			u.check(t)
 			acked, lost = acked+u.acked, lost+u.lost
 		}
-		if puller.is["image"] != "" {
+		if puller.is["image"] != "" && cycle%3 == 2 { // not each time: it takes a container
 			image.check(t, h)
 		}
 		h.oneOfEach(t)
@@ -166,11 +166,16 @@ done`, rnd.IntN(1000))
 // process may take a moment to end.
 func (h *home) oneOfEach(t *testing.T) {
 	t.Helper()
-	want := []string{fmt.Sprint(h.machinePid(t), " qemu-system-x86"), fmt.Sprint(h.pid(t), " sampand")}
-	slices.Sort(want)
+	want := []string{"qemu-system-x86", "sampand"}
 	var got []string
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if got = h.processes(t); slices.Equal(slices.Sorted(slices.Values(got)), want) {
+		got = h.processes(t)
+		var names []string
+		for _, p := range got {
+			_, name, _ := strings.Cut(p, " ")
+			names = append(names, name)
+		}
+		if slices.Sort(names); slices.Equal(names, want) {
 			return
 		}
 		if time.Now().After(end) {
@@ -383,6 +388,7 @@ func (u *kuser) repull(t *testing.T) {
 		u.change(t, "image", "there", "pull", "-q", u.ref)
 	} else {
 		u.change(t, "image", "", "rmi", u.ref)
+		time.Sleep(200 * time.Millisecond) // the processors are for the others, too
 	}
 }
 
