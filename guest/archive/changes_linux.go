@@ -220,6 +220,9 @@ func (l *Layer) entry(n *changed, dir *os.File, name string, inLower bool, depth
 	inImage, same := inLower && stat(l.Lower, c.path, &old), false
 	if inImage || l.Init != nil && stat(l.Init, c.path, &old) {
 		c.kind, same = Modified, alike(&c.st, &old, inImage)
+		if same && !inImage && c.st.Mode&unix.S_IFMT == unix.S_IFLNK { // no time tells
+			same = readlink(l.Upper, c.path) == readlink(l.Init, c.path)
+		}
 	}
 	if c.st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		sub, err := openAt(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
@@ -258,6 +261,21 @@ func stat(r *Root, p string, st *unix.Stat_t) bool {
 	}
 	defer f.Close()
 	return unix.Fstat(int(f.Fd()), st) == nil
+}
+
+// readlink is where a link leads, or "".
+func readlink(r *Root, p string) string {
+	f, err := r.Open(p, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(f.Fd()), "", buf)
+	if err != nil {
+		return ""
+	}
+	return string(buf[:n])
 }
 
 func (l *Layer) lowerNames(p string) ([]string, error) {

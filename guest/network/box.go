@@ -12,7 +12,6 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -200,9 +199,9 @@ func (n *Network) plug(h *netlink.Handle, b *box, spec *proto.Endpoint) (e *endp
 	}
 	e.index = link.Attrs().Index
 	if !slices.ContainsFunc(e.addrs, netip.Addr.Is6) {
-		// As with Docker, no address of the kernel's making either.
-		if err := h.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-			return nil, fmt.Errorf("have no IPv6 address made: %w", err)
+		// As with Docker, no link-local one either.
+		if err := makeNoIPv6(h, link); err != nil {
+			return nil, err
 		}
 	}
 	for _, cidr := range spec.Addresses {

@@ -20,17 +20,16 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io/fs"
 	"maps"
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"sampan/proto"
@@ -65,9 +64,6 @@ type bridged struct {
 // containers reach each other only.
 func New(u *proto.Uplink) (*Network, error) {
 	n := &Network{replace: replaceTable, nets: map[string]*bridged{}, boxes: map[string]*box{}}
-	if err := setIPv6("default", false); err != nil {
-		return nil, err
-	}
 	if u == nil {
 		return n, nil
 	}
@@ -190,7 +186,7 @@ func uplinkUp(u *proto.Uplink) (string, error) {
 			return "", fmt.Errorf("set MTU %d: %w", u.Mtu, err)
 		}
 	}
-	if err := setIPv6(link.Attrs().Name, false); err != nil {
+	if err := makeNoIPv6(&netlink.Handle{}, link); err != nil {
 		return "", err
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
@@ -232,14 +228,9 @@ func (n *Network) bridgeLocked(spec *proto.Network) (*bridged, error) {
 			return nil, err
 		}
 	}
-	link, err := makeBridge(spec.Bridge, n.mtuOf(spec))
+	link, err := makeBridge(spec.Bridge, n.mtuOf(spec), slices.ContainsFunc(spec.Gateways, isIPv6))
 	if err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", spec.Bridge, err)
-	}
-	if slices.ContainsFunc(spec.Gateways, isIPv6) {
-		if err := setIPv6(spec.Bridge, true); err != nil {
-			return nil, errors.Join(fmt.Errorf("bridge %s: %w", spec.Bridge, err), netlink.LinkDel(link))
-		}
 	}
 	for _, gw := range spec.Gateways {
 		if err := addAddress(nil, link, gw); err != nil {
@@ -265,19 +256,14 @@ func isIPv6(cidr string) bool {
 	return err == nil && p.Addr().Is6()
 }
 
-// setIPv6 says whether an interface of the guest's, or each that is made from now on
-// ("default"), knows IPv6. Most have no use for it, and would have the kernel make
-// addresses and tell everybody of them. Nothing to do where the kernel lacks it.
-func setIPv6(link string, on bool) error {
-	off := "1"
-	if on {
-		off = "0"
+// makeNoIPv6 keeps the kernel from making a link-local address when an interface
+// comes up, and from telling everybody of it. Nothing to do where it lacks IPv6.
+func makeNoIPv6(h *netlink.Handle, link netlink.Link) error {
+	err := h.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE)
+	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return fmt.Errorf("have no link-local address made: %w", err)
 	}
-	err := os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", link, "disable_ipv6"), []byte(off), 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
+	return nil
 }
 
 // gateways4 are the bridge's IPv4 addresses.
@@ -318,9 +304,9 @@ func (n *Network) Remove(id string) error {
 }
 
 // makeBridge makes a bridge or returns the one that exists.
-func makeBridge(name string, mtu int) (netlink.Link, error) {
+func makeBridge(name string, mtu int, ipv6 bool) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.Flags = name, mtu, net.FlagUp
+	attrs.Name, attrs.MTU = name, mtu
 	// An address of its own, or it changes with each interface that joins.
 	attrs.HardwareAddr = bridgeMAC(name)
 	err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
@@ -333,6 +319,11 @@ func makeBridge(name string, mtu int) (netlink.Link, error) {
 	}
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("the guest has a %s of this name", link.Type())
+	}
+	if !ipv6 {
+		if err := makeNoIPv6(&netlink.Handle{}, link); err != nil {
+			return nil, err
+		}
 	}
 	return link, netlink.LinkSetUp(link)
 }

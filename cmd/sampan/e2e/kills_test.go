@@ -58,27 +58,9 @@ func TestRandomKills(t *testing.T) {
 		if len(order) == 0 {
 			order = rnd.Perm(len(victims)) // each as often as the others
 		}
-		var stop, killing atomic.Bool
-		var wg sync.WaitGroup
-		fetched := image.fetched.Load()
-		for _, u := range users {
-			u.killing = &killing
-			wg.Go(func() {
-				for !stop.Load() {
-					u.step(t)
-				}
-			})
-		}
-		h.machineUp(t)
-		eventually(t, 60*time.Second, "a layer is pulled", func() bool { return image.fetched.Load() > fetched })
-		time.Sleep(time.Duration(rnd.IntN(1500)) * time.Millisecond)
-		victim := victims[order[0]]
+		victim := h.killInTheMix(t, users, image, victims[order[0]], rnd)
 		order = order[1:]
-		killing.Store(true)
-		victim = h.killAtRandom(t, victim, rnd)
 		killed[victim]++
-		stop.Store(true)
-		wg.Wait()
 		acked, lost := 0, 0
 		for _, u := range users {
 			u.check(t)
@@ -102,6 +84,33 @@ func TestRandomKills(t *testing.T) {
 	if left := h.processes(t); len(left) > 0 {
 		t.Errorf("still running: %q", left)
 	}
+}
+
+// killInTheMix kills while the users work, and says whom. When it returns, they are
+// at rest.
+func (h *home) killInTheMix(t *testing.T, users []*kuser, image *pulledImage, victim string, rnd *rand.Rand) string {
+	t.Helper()
+	var stop, killing atomic.Bool
+	var wg sync.WaitGroup
+	defer func() {
+		killing.Store(true)
+		stop.Store(true)
+		wg.Wait()
+	}()
+	fetched := image.fetched.Load()
+	for _, u := range users {
+		u.killing = &killing
+		wg.Go(func() {
+			for !stop.Load() {
+				u.step(t)
+			}
+		})
+	}
+	h.machineUp(t)
+	eventually(t, 60*time.Second, "a layer is pulled", func() bool { return image.fetched.Load() > fetched })
+	time.Sleep(time.Duration(rnd.IntN(1500)) * time.Millisecond)
+	killing.Store(true)
+	return h.killAtRandom(t, victim, rnd)
 }
 
 // onceAsUser is for tests that take long and have little to do with who the user
@@ -189,12 +198,14 @@ func (h *home) oneOfEach(t *testing.T) {
 // nothing left of what was cut off.
 func (h *home) empty(t *testing.T) {
 	t.Helper()
-	for list, remove := range map[string][]string{"ps -a": {"rm", "-f"}, "images": {"rmi", "-f"}} {
-		if names := strings.Fields(h.sampan(t, append(strings.Fields(list), "-q")...)); len(names) > 0 {
+	remove := func(list, command []string) {
+		if names := strings.Fields(h.sampan(t, list...)); len(names) > 0 {
 			slices.Sort(names)
-			h.sampan(t, append(remove, slices.Compact(names)...)...)
+			h.sampan(t, append(command, slices.Compact(names)...)...)
 		}
 	}
+	remove([]string{"ps", "-a", "-q"}, []string{"rm", "-f"})
+	remove([]string{"images", "-q"}, []string{"rmi", "-f"}) // which may not be in use
 	for _, dir := range []string{"layers", "recipes", "blobs", "tmp"} {
 		entries, err := os.ReadDir(filepath.Join(h.dir, "images", dir))
 		if err != nil && !os.IsNotExist(err) {

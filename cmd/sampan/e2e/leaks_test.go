@@ -210,7 +210,7 @@ func (h *home) planted(t *testing.T, before use) {
 			t.Fatal(err)
 		}
 	}
-	for range 16 {
+	for range 32 {
 		defer halfSent(t, filepath.Join(h.dir, "docker.sock"), 1<<20).Close()
 	}
 	eventually(t, 20*time.Second, "the daemon holds what was sent by halves", func() bool { return h.use(t).DaemonMemory > before.DaemonMemory+16<<20 })

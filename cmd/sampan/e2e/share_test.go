@@ -102,7 +102,7 @@ func testShareAppend(t *testing.T, h *home, dir string) {
 		t.Fatal(err)
 	}
 	script := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do
-		case $i in %d|%d|%d) until grep -q "^mark $i$" /w/log; do :; done;; esac
+		case $i in %d|%d|%d) until grep -q "^mark $i$" /w/log; do usleep 50000; done;; esac
 		echo $0 $i; i=$((i+1)); done >> /w/log`, each, marks[0], marks[1], marks[2])
 	done := make(chan error, 2)
 	for _, name := range []string{"one", "two"} {
@@ -123,9 +123,9 @@ func testShareAppend(t *testing.T, h *home, dir string) {
 		}
 	}
 	lines, marked := 0, 0
-	for end, running := time.Now().Add(time.Minute), 2; running > 0 || lines < each; lines++ {
+	for end, running := time.Now().Add(100*time.Second), 2; running > 0 || lines < each; lines++ {
 		if time.Now().After(end) {
-			t.Fatalf("after a minute %d of the containers still append, %d marks are reached", running, marked)
+			t.Fatalf("after 100 s %d of the containers still append, %d marks are reached", running, marked)
 		}
 		say("host", lines)
 		if marked < len(marks) {
@@ -144,7 +144,7 @@ func testShareAppend(t *testing.T, h *home, dir string) {
 			if running--; err != nil {
 				t.Fatal(err)
 			}
-		case <-time.After(time.Millisecond): // among the containers' lines
+		case <-time.After(10 * time.Millisecond): // among the containers' lines
 		}
 	}
 	b, err := os.ReadFile(log)

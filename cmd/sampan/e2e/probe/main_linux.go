@@ -50,6 +50,7 @@ func outcome(err error) string {
 
 // /proc/self is the first thread: another's mask of signals, while it starts a
 // thread or handles a signal, would be told for the one that a container is given.
+// Only an init runs in the first thread for certain.
 func init() { runtime.LockOSThread() }
 
 func main() {
