@@ -42,6 +42,18 @@ func hostFlags(guest uint32) int {
 	return int(guest) & (unix.O_ACCMODE | unix.O_APPEND | unix.O_TRUNC | unix.O_SYNC | unix.O_DSYNC)
 }
 
+// appendFlags are the answer's flags for an open with O_APPEND. By way of its page
+// cache Linux makes two requests of a write that goes over the end of a page, and
+// what others append may come in between (fuse_fill_write_pages in fs/fuse/file.c
+// of 6.12): so not by that way. Who reads by the same descriptor keeps it, and
+// may map the file.
+func appendFlags(flags int) uint32 {
+	if flags&(unix.O_ACCMODE|unix.O_APPEND) == unix.O_WRONLY|unix.O_APPEND {
+		return fuse.FOPEN_DIRECT_IO
+	}
+	return 0
+}
+
 // Open opens a file.
 func (f *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	n, code := f.use(in.NodeId)
@@ -87,6 +99,7 @@ func (f *fileSystem) openFile(n *node, guestFlags uint32, kill bool, out *fuse.O
 	if keep {
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	}
+	out.OpenFlags |= appendFlags(flags)
 	return fuse.OK
 }
 

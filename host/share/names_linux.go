@@ -297,6 +297,7 @@ func (f *fileSystem) created(p *node, name string, fd int, in *fuse.CreateIn, ou
 		f.release(out.Fh)
 		return code
 	}
+	out.OpenFlags |= appendFlags(int(in.Flags))
 	return fuse.OK
 }
 

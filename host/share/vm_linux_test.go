@@ -24,6 +24,7 @@ user() { cd $d && echo a >u && chmod 600 u && chown 1000:1000 u && [ "$(stat -c 
 names() { mkdir $d/n && cd $d/n && echo x >a && ln a b && mv a c && ln -s c l && [ "$(cat l)" = x ] && rm b c l && cd .. && rmdir n; }
 readonly() { ! echo x >/run/h/RO/new && ! echo x >/run/i/new && cat /run/i/layer >/dev/null; }
 create() { mkdir $d/many && cd $d/many && i=0 && while [ $i -lt 2000 ]; do echo $i >f$i; i=$((i+1)); done; }
+append() { echo 0123456789ab >>$d/edge && echo 0123456789abc >>$d/new && dd if=/dev/zero bs=5000 count=1 2>/dev/null >>$d/new; }
 list() { [ "$(ls -l $d/many | wc -l)" = 2001 ]; }
 queues() { for cpu in 0 1; do taskset $((1<<cpu)) stat $d/many/f$cpu >/dev/null || return 1; done; }
 back() { cat $d/many/* >/dev/null; }
@@ -32,7 +33,7 @@ readhost() { [ "$(cat $d/big | sha256sum | cut -c1-64)" = SUM ]; }
 readcold() { dd if=$d/cold of=/dev/null bs=1M 2>/dev/null; }
 readagain() { dd if=$d/cold of=/dev/null bs=1M 2>/dev/null; }
 step user user; step names names; step readonly readonly
-step create create; step list list; step queues queues; step back back; step write write
+step create create; step list list; step queues queues; step append append; step back back; step write write
 step readhost readhost; step readcold readcold; step readagain readagain; step sync sync
 for b in /sys/class/bdi/*/read_ahead_kb; do echo 1024 >$b; done; echo 3 >/proc/sys/vm/drop_caches
 step bigreads readcold
@@ -54,6 +55,7 @@ func TestInVM(t *testing.T) {
 	big := bytes.Repeat([]byte("some data of the host, "), 1<<20)
 	check(t, os.WriteFile(host+"/big", big, 0o644))
 	check(t, os.WriteFile(host+"/cold", make([]byte, 200<<20), 0o644))
+	check(t, os.WriteFile(host+"/edge", make([]byte, 4090), 0o644)) // of a page
 	tree := NewTree(Options{})
 	rw, err := tree.Export(host, false)
 	check(t, err)
@@ -70,7 +72,7 @@ func TestInVM(t *testing.T) {
 	reads := &sizes{FUSEServer: tree.Server(), ops: map[uint32]int{}, rings: map[int]int{}}
 	out := bootShares(t, bundle.Kernel, initrd, map[string]vm.FUSEServer{"host": reads, "images": store})
 	t.Logf("largest answer %d bytes, requests by opcode %v, by ring %v\n%s", reads.max, reads.ops, reads.rings, out)
-	for _, step := range []string{"user", "names", "readonly", "create", "list", "queues", "back", "write", "readhost", "readcold", "readagain", "sync", "bigreads", "remount"} {
+	for _, step := range []string{"user", "names", "readonly", "create", "list", "queues", "append", "back", "write", "readhost", "readcold", "readagain", "sync", "bigreads", "remount"} {
 		if !strings.Contains(out, "ok "+step) {
 			t.Errorf("no ok for %q", step)
 		}
@@ -84,6 +86,13 @@ func TestInVM(t *testing.T) {
 	if reads.rings[1] == 0 || reads.rings[2] == 0 || reads.rings[0] != urgent || len(reads.rings) != 1+requestQueues {
 		t.Errorf("requests by ring: %v, of which %d are urgent", reads.rings, urgent)
 	}
+	// What is appended at once comes in one request, of an old file and a new one,
+	// also over the end of a page.
+	for _, size := range []int{13, 14, 5000} {
+		if n := count(reads.writes, size); n != 1 {
+			t.Errorf("%d bytes that were appended came in %d requests of that size, want one", size, n)
+		}
+	}
 	// With a page of a folder the kernel asks for the attributes as well.
 	if reads.ops[opReadDirPlus] == 0 || reads.ops[opReadDir] != 0 {
 		t.Errorf("%d READDIRPLUS, %d READDIR", reads.ops[opReadDirPlus], reads.ops[opReadDir])
@@ -91,4 +100,13 @@ func TestInVM(t *testing.T) {
 	if n := len(tree.server.fs().nodes) + len(tree.server.fs().handles); n != 0 {
 		t.Logf("%d nodes and handles after power-off", n)
 	}
+}
+
+func count(list []int, want int) (n int) {
+	for _, v := range list {
+		if v == want {
+			n++
+		}
+	}
+	return n
 }

@@ -35,6 +35,8 @@ type sizes struct {
 	max   int
 	ops   map[uint32]int
 	rings map[int]int
+	// writes is how much each WRITE had.
+	writes []int
 }
 
 // requestQueues is what the devices have: one for each of the guest's processors.
@@ -69,11 +71,16 @@ func (r ring) HandleRequest(in, out [][]byte) (int, fuse.Status) {
 func (s *sizes) HandleRequest(in, out [][]byte) (int, fuse.Status) {
 	var head [8]byte
 	gather(head[:], in, 0)
+	size := total(in) - writeInSize
 	n, code := s.FUSEServer.HandleRequest(in, out)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.max = max(s.max, n)
-	s.ops[binary.LittleEndian.Uint32(head[4:])]++
+	op := binary.LittleEndian.Uint32(head[4:])
+	s.ops[op]++
+	if op == opWrite {
+		s.writes = append(s.writes, size)
+	}
 	return n, code
 }
 
